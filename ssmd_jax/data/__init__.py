@@ -1,0 +1,1 @@
+"""Tokenizers, sources of text, and the grain pipeline of fixed-length records."""

@@ -1,0 +1,1 @@
+"""Networks: parameters and arrays in, arrays out. Imports nothing else of this package."""
