@@ -1,0 +1,117 @@
+"""The training loss: two cross entropies from one forward pass (METHOD.md section 4).
+
+Everything is in order space and in nats.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# Lower ends of the buckets of distance k - i in the distance table; the last one is open.
+DISTANCES = (0, 1, 2, 4, 8, 16, 32, 64)
+DISTANCE_LABELS = ("0", "1", "2-3", "4-7", "8-15", "16-31", "32-63", "64+")
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """Weights and options of the two-term loss.
+
+    Attributes:
+        draft_weight: weight of the draft's cross entropy (the masked-diffusion bound).
+        target_weight: weight of the target's cross entropy.
+        freeze_trunk: train the causal part alone, on a trunk that stays as it is.
+        tie_first: the target of the first masked track is the draft's (METHOD.md section 5, tied first track).
+    """
+
+    draft_weight: float = 1.0
+    target_weight: float = 1.0
+    freeze_trunk: bool = False
+    tie_first: bool = False
+
+    def __post_init__(self):
+        for name in ("draft_weight", "target_weight"):
+            value = getattr(self, name)
+            if not 0 <= value < np.inf:
+                raise ValueError(f"loss.{name} must be at least 0 and finite, got {value!r}")
+        if self.draft_weight == 0 and self.target_weight == 0:
+            raise ValueError("loss.draft_weight and loss.target_weight are both 0: nothing would be trained")
+        if self.freeze_trunk and self.target_weight == 0:
+            raise ValueError("loss.freeze_trunk trains the causal part alone: loss.target_weight must be positive")
+
+
+def token_nll(logits_BxSxV: jax.Array, tokens_BxS: jax.Array) -> jax.Array:
+    """Negative log likelihood of each token, float32 nats `[B, S]`."""
+    logits_BxSxV = logits_BxSxV.astype(jnp.float32)
+    chosen_BxS = jnp.take_along_axis(logits_BxSxV, tokens_BxS[..., None], axis=-1)[..., 0]
+    return jax.nn.logsumexp(logits_BxSxV, axis=-1) - chosen_BxS
+
+
+def masked_tracks(num_revealed_B: jax.Array, lengths_B: jax.Array, length: int) -> jax.Array:
+    """bool `[B, D]`: the tracks that count in the loss, `num_revealed <= k < length of the row`."""
+    tracks_1xD = jnp.arange(length)[None]
+    return (tracks_1xD >= num_revealed_B[:, None]) & (tracks_1xD < lengths_B[:, None])
+
+
+def tie_first_track(draft_BxDx: jax.Array, target_BxDx: jax.Array, num_revealed_B: jax.Array) -> jax.Array:
+    """`target` with track `num_revealed` replaced by the draft's; works on `[B, D]` and `[B, D, V]` alike."""
+    first_BxD = jnp.arange(draft_BxDx.shape[1])[None] == num_revealed_B[:, None]
+    first = first_BxD.reshape(first_BxD.shape + (1,) * (draft_BxDx.ndim - 2))
+    return jnp.where(first, draft_BxDx, target_BxDx)
+
+
+def diffusion_loss(nll_BxD: jax.Array, num_revealed_B: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    """One term of the loss, `sum_b [ D_b / (D_b - i_b) sum_{k >= i_b} nll_k ] / sum_b D_b`.
+
+    On the draft's `nll` its expectation bounds the negative log likelihood of the order-agnostic model; on the
+    target's it bounds nothing (METHOD.md section 4).
+
+    Args:
+        nll_BxD: nats, per track; entries outside the masked tracks are ignored and may be anything.
+        num_revealed_B: int `[B]`, smaller than the length.
+        lengths_B: int `[B]`.
+
+    Returns:
+        float32 scalar, nats per token.
+    """
+    counted_BxD = masked_tracks(num_revealed_B, lengths_B, nll_BxD.shape[1])
+    sums_B = jnp.sum(jnp.where(counted_BxD, nll_BxD, 0.0), axis=1)
+    weights_B = lengths_B / (lengths_B - num_revealed_B)
+    return jnp.sum(weights_B * sums_B) / jnp.sum(lengths_B)
+
+
+def two_term_loss(
+    draft_nll_BxD: jax.Array,
+    target_nll_BxD: jax.Array,
+    num_revealed_B: jax.Array,
+    lengths_B: jax.Array,
+    config: LossConfig,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The loss of METHOD.md section 4 and its two terms.
+
+    Returns:
+        The weighted sum, and `{"draft_loss", "target_loss"}`, all in nats per token.
+    """
+    if config.tie_first:
+        target_nll_BxD = tie_first_track(draft_nll_BxD, target_nll_BxD, num_revealed_B)
+    draft = diffusion_loss(draft_nll_BxD, num_revealed_B, lengths_B)
+    target = diffusion_loss(target_nll_BxD, num_revealed_B, lengths_B)
+    return config.draft_weight * draft + config.target_weight * target, {"draft_loss": draft, "target_loss": target}
+
+
+def distance_sums(nll_BxD: jax.Array, num_revealed_B: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Sums and counts of `nll` by distance `k - i` in the buckets `DISTANCES` (METHOD.md section 8).
+
+    The instrument to watch the causal part with: a good target equals the draft at distance 0 and falls from there.
+
+    Returns:
+        float32 `[8]` sums in nats and `[8]` numbers of pairs `(i, k)`.
+    """
+    counted_BxD = masked_tracks(num_revealed_B, lengths_B, nll_BxD.shape[1])
+    distance_BxD = jnp.arange(nll_BxD.shape[1])[None] - num_revealed_B[:, None]
+    edges = jnp.asarray(DISTANCES)
+    bucket_BxD = jnp.searchsorted(edges, jnp.maximum(distance_BxD, 0), side="right") - 1
+    member_BxDx8 = (bucket_BxD[..., None] == jnp.arange(len(DISTANCES))[None, None]) & counted_BxD[..., None]
+    sums_8 = jnp.sum(jnp.where(member_BxDx8, nll_BxD[..., None], 0.0), axis=(0, 1))
+    return sums_8, jnp.sum(member_BxDx8, axis=(0, 1)).astype(jnp.float32)

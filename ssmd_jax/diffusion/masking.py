@@ -1,0 +1,38 @@
+"""Masking in order space: the revealed tokens are a prefix (METHOD.md sections 2 and 4)."""
+
+import jax
+import jax.numpy as jnp
+
+
+def mask_suffix(tokens_BxD: jax.Array, num_revealed_B: jax.Array, mask_id: int) -> jax.Array:
+    """Puts the mask id on every track at or past `num_revealed`.
+
+    Args:
+        tokens_BxD: int tokens in order space.
+        num_revealed_B: int `[B]`.
+        mask_id: the id of the mask token (the number of real tokens).
+
+    Returns:
+        int `[B, D]`.
+    """
+    revealed_BxD = jnp.arange(tokens_BxD.shape[1])[None] < num_revealed_B[:, None]
+    return jnp.where(revealed_BxD, tokens_BxD, mask_id)
+
+
+def stratified_num_revealed(key: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    """Number of revealed tokens for each row, `floor(u_b * D_b)` (METHOD.md section 4).
+
+    `u_b = (b / B + u) mod 1` with one uniform `u` for the batch: every row is uniform on `0..D_b-1`, and one batch
+    covers the range evenly, which lowers the variance of the loss.
+
+    Args:
+        key: a PRNG key.
+        lengths_B: int `[B]`, at least 1.
+
+    Returns:
+        int32 `[B]` in `0..lengths[b]-1`.
+    """
+    batch = lengths_B.shape[0]
+    u_B = (jnp.arange(batch) / batch + jax.random.uniform(key)) % 1.0
+    # float32 rounding may lift the product of u < 1 and the length to the length itself
+    return jnp.minimum((u_B * lengths_B).astype(jnp.int32), lengths_B.astype(jnp.int32) - 1)

@@ -1,0 +1,71 @@
+"""Orders: which position is revealed k-th (METHOD.md sections 2 and 5).
+
+An order `order_BxD` lists positions: track `k` of row `b` is position `order_BxD[b, k]`. The given positions of a
+prompt come first, then the positions to generate, then, where sequences are shorter than the canvas, the left-over
+positions in ascending order.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def random_priority(row_keys_B: jax.Array, length: int) -> jax.Array:
+    """Independent uniform 32-bit numbers, one a position.
+
+    Every number has a key of its own (row key, position), so that it depends neither on the batch nor on `length`.
+
+    Args:
+        row_keys_B: typed PRNG keys `[B]`.
+        length: number of positions `D`.
+
+    Returns:
+        uint32 `[B, D]`.
+    """
+    positions_D = jnp.arange(length)
+
+    def row(key):
+        return jax.vmap(lambda position: jax.random.bits(jax.random.fold_in(key, position)))(positions_D)
+
+    return jax.vmap(row)(row_keys_B)
+
+
+def sort_order(priority_BxD: jax.Array, lengths_B: jax.Array, given_BxD: jax.Array | None = None) -> jax.Array:
+    """The order that sorts positions by ascending priority: given ones first, padding last.
+
+    Args:
+        priority_BxD: any sortable dtype; ties go to the smaller position.
+        lengths_B: int `[B]`, positions at or past it are padding.
+        given_BxD: bool, True where a prompt gives the token; None for no prompt.
+
+    Returns:
+        int32 `[B, D]`, a permutation of `0..D-1` in each row whose first `lengths[b]` entries are `0..lengths[b]-1`.
+    """
+    positions_1xD = jnp.arange(priority_BxD.shape[1])[None]
+    padding_BxD = positions_1xD >= lengths_B[:, None]
+    group_BxD = jnp.where(padding_BxD, 2, 1)
+    if given_BxD is not None:
+        group_BxD = jnp.where(given_BxD & ~padding_BxD, 0, group_BxD)
+    priority_BxD = jnp.where(padding_BxD, jnp.zeros((), priority_BxD.dtype), priority_BxD)
+    return jnp.lexsort((priority_BxD, group_BxD), axis=-1).astype(jnp.int32)
+
+
+def uniform_order(
+    row_keys_B: jax.Array, lengths_B: jax.Array, length: int, given_BxD: jax.Array | None = None
+) -> jax.Array:
+    """Uniformly random order, uniform too within the given positions; see `sort_order` for arguments and result."""
+    return sort_order(random_priority(row_keys_B, length), lengths_B, given_BxD)
+
+
+def ascending_order(lengths_B: jax.Array, length: int, given_BxD: jax.Array | None = None) -> jax.Array:
+    """Left to right, the given positions first; see `sort_order` for arguments and result."""
+    return sort_order(jnp.zeros((lengths_B.shape[0], length), jnp.uint32), lengths_B, given_BxD)
+
+
+def to_order_space(values_BxD: jax.Array, order_BxD: jax.Array) -> jax.Array:
+    """`values` indexed by position, to `values` indexed by track: `out[b, k] = values[b, order[b, k]]`."""
+    return jnp.take_along_axis(values_BxD, order_BxD, axis=1)
+
+
+def to_sequence_order(values_BxD: jax.Array, order_BxD: jax.Array) -> jax.Array:
+    """The inverse of `to_order_space`: `out[b, order[b, k]] = values[b, k]`."""
+    return jax.vmap(lambda values_D, order_D: jnp.zeros_like(values_D).at[order_D].set(values_D))(values_BxD, order_BxD)

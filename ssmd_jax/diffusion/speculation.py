@@ -1,0 +1,136 @@
+"""One round of accept, reject, replace: the heart of speculative sampling (METHOD.md section 5).
+
+Draft and target are log-probabilities in float32; zero probability is -inf. Draws use JAX's high-dynamic-range Gumbel
+noise: ordinary float32 noise truncates the tails and silently lowers the temperature (arXiv 2409.02908).
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+def shape_log_prob(logits: jax.Array, temperature: float = 1.0, top_p: float = 1.0) -> jax.Array:
+    """Log-probabilities of the nucleus of `softmax(logits / temperature)`.
+
+    The nucleus is the smallest set of likeliest tokens with total probability at least `top_p`, ties to the smaller
+    id, renormalised. Temperature 0 is one-hot at the first maximum.
+
+    Args:
+        logits: `[..., V]`, any float dtype; -inf means probability zero.
+        temperature: at least 0.
+        top_p: in (0, 1].
+
+    Returns:
+        float32 `[..., V]`.
+    """
+    logits = logits.astype(jnp.float32)
+    if temperature == 0:
+        return jnp.log(jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1]))
+    log_prob = jax.nn.log_softmax(logits / temperature, axis=-1)
+    if top_p == 1:
+        return log_prob
+    ranked = jnp.argsort(-log_prob, axis=-1, stable=True)
+    ranked_prob = jnp.exp(jnp.take_along_axis(log_prob, ranked, axis=-1))
+    # A token belongs to the nucleus if the likelier ones before it fall short of top_p; the first always does.
+    before = jnp.cumsum(ranked_prob, axis=-1) - ranked_prob
+    rank = jnp.argsort(ranked, axis=-1)
+    kept = jnp.take_along_axis(before < top_p, rank, axis=-1)
+    return jax.nn.log_softmax(jnp.where(kept, log_prob, -jnp.inf), axis=-1)
+
+
+def categorical(keys: jax.Array, log_prob: jax.Array) -> jax.Array:
+    """One draw a key from unnormalised log-probabilities.
+
+    Args:
+        keys: typed PRNG keys of shape `[...]`, one a draw: a draw depends on its own key alone.
+        log_prob: `[..., V]` float32, at least one entry above -inf in each row.
+
+    Returns:
+        int32 `[...]`.
+    """
+    flat_keys = keys.reshape(-1)
+    flat = log_prob.reshape(flat_keys.shape[0], log_prob.shape[-1])
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (flat.shape[1],), jnp.float32, mode="high"))(flat_keys)
+    return jnp.argmax(flat + noise, axis=-1).reshape(keys.shape).astype(jnp.int32)
+
+
+def residual_log_weight(draft_log_prob: jax.Array, target_log_prob: jax.Array) -> jax.Array:
+    """Unnormalised `log max(0, q - p)`, the law of a replacement; `log q` where that has no mass in float32.
+
+    Args:
+        draft_log_prob: `log p`, `[..., V]`.
+        target_log_prob: `log q`, `[..., V]`.
+
+    Returns:
+        float32 `[..., V]`.
+    """
+    surplus = jnp.maximum(jnp.exp(target_log_prob) - jnp.exp(draft_log_prob), 0.0)
+    has_mass = jnp.any(surplus > 0, axis=-1, keepdims=True)
+    return jnp.where(has_mass, jnp.log(surplus), target_log_prob)
+
+
+class Round(NamedTuple):
+    """Outcome of one verify round, `[B]` each; offsets count from the first track of the window.
+
+    Attributes:
+        first_rejected: offset of the first rejected draft, `window` where none is.
+        rejected: bool, whether there is one.
+        replacement: the token that replaces it (arbitrary where there is none).
+        offset: where the next round starts, behind the replacement or at the window's end.
+    """
+
+    first_rejected: jax.Array
+    rejected: jax.Array
+    replacement: jax.Array
+    offset: jax.Array
+
+
+def accept_reject_round(
+    round_keys_B: jax.Array,
+    drafts_BxS: jax.Array,
+    draft_log_prob_BxSxV: jax.Array,
+    target_log_prob_BxSxV: jax.Array,
+    start_B: jax.Array,
+    offset_B: jax.Array,
+    window_B: jax.Array,
+) -> Round:
+    """Accepts drafts while `u < q / p`; replaces the first that is rejected from `max(0, q - p)`.
+
+    Args:
+        round_keys_B: one key for each row and round; every track's draws have keys of their own, from its index.
+        drafts_BxS: the tokens drafted from `p`, window tracks in order.
+        draft_log_prob_BxSxV: `log p`.
+        target_log_prob_BxSxV: `log q`, given the drafts before each track.
+        start_B: track index of the window's first track.
+        offset_B: the round looks at offsets `offset <= s < window`.
+        window_B: number of tracks in the row's window, at most `S`.
+
+    Returns:
+        A `Round`. Where `offset >= window` nothing is looked at and nothing is rejected.
+    """
+    size = drafts_BxS.shape[1]
+    accept_keys_B = jax.vmap(lambda key: jax.random.fold_in(key, 0))(round_keys_B)
+    replace_keys_B = jax.vmap(lambda key: jax.random.fold_in(key, 1))(round_keys_B)
+    offsets_1xS = jnp.arange(size)[None]
+
+    fold_tracks = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)))
+    uniform_BxS = jax.vmap(jax.vmap(jax.random.uniform))(fold_tracks(accept_keys_B, start_B[:, None] + offsets_1xS))
+    chosen = drafts_BxS[..., None]
+    log_p_BxS = jnp.take_along_axis(draft_log_prob_BxSxV, chosen, axis=-1)[..., 0]
+    log_q_BxS = jnp.take_along_axis(target_log_prob_BxSxV, chosen, axis=-1)[..., 0]
+    looked_at_BxS = (offsets_1xS >= offset_B[:, None]) & (offsets_1xS < window_B[:, None])
+    rejected_BxS = looked_at_BxS & ~(jnp.log(uniform_BxS) < log_q_BxS - log_p_BxS)
+
+    rejected_B = jnp.any(rejected_BxS, axis=1)
+    index_B = jnp.argmax(rejected_BxS, axis=1)
+    first_B = jnp.where(rejected_B, index_B, window_B)
+
+    row = index_B[:, None, None]
+    weight_BxV = residual_log_weight(
+        jnp.take_along_axis(draft_log_prob_BxSxV, row, axis=1)[:, 0],
+        jnp.take_along_axis(target_log_prob_BxSxV, row, axis=1)[:, 0],
+    )
+    replacement_B = categorical(jax.vmap(jax.random.fold_in)(replace_keys_B, start_B + index_B), weight_BxV)
+    offset_B = jnp.where(rejected_B, index_B + 1, jnp.maximum(offset_B, window_B))
+    return Round(first_B, rejected_B, replacement_B, offset_B)

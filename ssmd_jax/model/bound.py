@@ -1,0 +1,97 @@
+"""A hybrid transformer bound to its parameters: what the samplers see (`sampling/interface.py`)."""
+
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssmd_jax.model.config import HybridConfig
+from ssmd_jax.model.hybrid import HybridTransformer
+
+
+class Context(NamedTuple):
+    """What one trunk pass computes once. Leading axis B everywhere.
+
+    Attributes:
+        h_BxDxC: the trunk's hidden vectors.
+        u_BxDxC: the token-free part of the causal input; None on a plain network.
+        cache: for each causal block its keys and values of all tracks; valid for tracks before `num_revealed`.
+    """
+
+    h_BxDxC: jax.Array
+    u_BxDxC: jax.Array | None
+    cache: list
+
+
+def window_of(x_BxDx: jax.Array, start_B: jax.Array, size: int) -> jax.Array:
+    """`x[b, start[b] + s]` for `s < size`, without shifting: past either end the nearest entry is repeated."""
+    index_BxS = jnp.clip(start_B[:, None] + jnp.arange(size)[None], 0, x_BxDx.shape[1] - 1)
+    return jnp.take_along_axis(x_BxDx, index_BxS.reshape(index_BxS.shape + (1,) * (x_BxDx.ndim - 2)), axis=1)
+
+
+@flax.struct.dataclass
+class HybridModel:
+    """Satisfies `ssmd_jax.sampling.interface.SpeculativeModel`; parameters are leaves, the configuration is static."""
+
+    params: Any
+    config: HybridConfig = flax.struct.field(pytree_node=False)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.config.num_tokens
+
+    @property
+    def trunk_cost(self) -> float:
+        return self.config.n_noncausal / (self.config.n_noncausal + self.config.n_causal)
+
+    @property
+    def verify_cost(self) -> float:
+        return self.config.n_causal / (self.config.n_noncausal + self.config.n_causal)
+
+    def _apply(self, method, *args):
+        return HybridTransformer(self.config).apply({"params": self.params}, *args, method=method)
+
+    def trunk(self, tokens_BxD, positions_BxD, num_revealed_B, lengths_B) -> Context:
+        """One pass over the revealed prefix and masks. Lengths known to be full when traced cost no mask."""
+        length = tokens_BxD.shape[1]
+        all_full = isinstance(lengths_B, np.ndarray) and bool((lengths_B == length).all())
+        lengths_B = None if all_full else lengths_B
+        revealed_BxD = jnp.arange(length)[None] < num_revealed_B[:, None]
+        tokens_BxD = jnp.where(revealed_BxD, tokens_BxD, self.num_tokens)
+        h_BxDxC = self._apply(HybridTransformer.trunk, tokens_BxD, positions_BxD, lengths_B)
+        if not self.config.n_causal:
+            return Context(h_BxDxC, None, [])
+        u_BxDxC = self._apply(HybridTransformer.token_free_input, h_BxDxC)
+        # The compiler drops what is not used of this: the last block's attention and all behind it.
+        _, cache = self._apply(HybridTransformer.causal_full, h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD, lengths_B)
+        return Context(h_BxDxC, u_BxDxC, cache)
+
+    def draft_logits(self, context: Context, start_B, size: int) -> jax.Array:
+        """Draft logits of tracks `start .. start+size-1`, `[B, size, V]`."""
+        return self._apply(HybridTransformer.head, window_of(context.h_BxDxC, start_B, size))
+
+    def target_logits(self, context: Context, tokens_BxD, positions_BxD, start_B, size: int) -> jax.Array:
+        """Target logits of tracks `start .. start+size-1`, `[B, size, V]`; `start` is the pass's `num_revealed`."""
+        h_BxSxC = window_of(context.h_BxDxC, start_B, size)
+        if self.config.n_causal:
+            previous_BxS = window_of(positions_BxD, start_B - 1, size)
+            is_first_BxS = start_B[:, None] + jnp.arange(size)[None] == 0
+            h_BxSxC = self._apply(
+                HybridTransformer.causal_window,
+                h_BxSxC,
+                window_of(context.u_BxDxC, start_B, size),
+                window_of(tokens_BxD, start_B - 1, size),
+                jnp.where(is_first_BxS, -1, previous_BxS),
+                window_of(positions_BxD, start_B, size),
+                context.cache,
+                start_B,
+            )
+        return self._apply(HybridTransformer.head, h_BxSxC)
+
+    def reorder(self, context: Context, permutation_BxD) -> Context:
+        """Track `s` becomes old track `permutation[b, s]`. Keys and values of the revealed prefix stay."""
+        h_BxDxC = jnp.take_along_axis(context.h_BxDxC, permutation_BxD[..., None], axis=1)
+        u_BxDxC = self._apply(HybridTransformer.token_free_input, h_BxDxC) if self.config.n_causal else None
+        return Context(h_BxDxC, u_BxDxC, context.cache)

@@ -1,0 +1,100 @@
+"""Configuration of the hybrid transformer."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from ssmd_jax.model.layers import ONE_HOT_LIMIT
+
+ROTARY_FORMS = ("query_next", "halves")
+EMBEDDINGS = ("auto", "one_hot", "gather")
+ATTENTIONS = ("xla", "cudnn")
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclasses.dataclass(frozen=True)
+class HybridConfig:
+    """Shape and switches of a hybrid non-causal / causal transformer (METHOD.md section 3).
+
+    Attributes:
+        num_tokens: number of real tokens `V`; the mask token is id `V`.
+        width: residual width `C`.
+        num_heads: attention heads; must divide `width`.
+        n_noncausal: bidirectional blocks, the trunk.
+        n_causal: lower-triangular blocks; 0 makes a plain masked-diffusion network, whose target is its draft.
+        mlp_width: hidden width of the gated MLP; 0 means 8/3 of `width`, rounded up to a multiple of 64.
+        rotary_form: causal part: "query_next" rotates queries by the position to predict and keys by the position
+            carried; "halves" rotates both, half of each head's channels by the one and half by the other.
+        output_residual: add `h` of the track to predict before the head; without it the map is not zero at the start.
+        dropout: rate inside the blocks, in training only.
+        dtype: computation, "float32" or "bfloat16"; parameters, softmax and logits are float32.
+        attention: "xla" or "cudnn" (NVIDIA GPUs, bfloat16).
+        embedding: "one_hot", "gather", or "auto" (one-hot up to 512 tokens).
+        remat: recompute each trunk block in the backward pass instead of storing its activations.
+        unroll: trunk blocks unrolled per step of the scan; more compiles longer and may run faster.
+    """
+
+    num_tokens: int
+    width: int = 384
+    num_heads: int = 6
+    n_noncausal: int = 11
+    n_causal: int = 1
+    mlp_width: int = 0
+    rotary_form: str = "query_next"
+    output_residual: bool = True
+    dropout: float = 0.0
+    dtype: str = "bfloat16"
+    attention: str = "xla"
+    embedding: str = "auto"
+    remat: bool = False
+    unroll: int = 1
+
+    def __post_init__(self):
+        for name, least in (("num_tokens", 1), ("width", 1), ("num_heads", 1), ("n_noncausal", 1), ("unroll", 1)):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
+                raise ValueError(
+                    f"model.{name} must be a whole number of at least {least}, got {getattr(self, name)!r}"
+                )
+        for name in ("n_causal", "mlp_width"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
+                raise ValueError(f"model.{name} must be a whole number of at least 0, got {getattr(self, name)!r}")
+        if self.width % self.num_heads:
+            raise ValueError(f"model.width {self.width} is not divisible by model.num_heads {self.num_heads}")
+        divisor = 4 if self.rotary_form == "halves" else 2
+        if self.head_dim % divisor:
+            raise ValueError(
+                f"model.width / model.num_heads is {self.head_dim}: rotary positions need a multiple of {divisor}"
+            )
+        choices = {
+            "rotary_form": ROTARY_FORMS,
+            "embedding": EMBEDDINGS,
+            "attention": ATTENTIONS,
+            "dtype": DTYPES,
+        }
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"model.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout!r}")
+        if self.attention == "cudnn" and self.dtype != "bfloat16":
+            raise ValueError("model.attention 'cudnn' needs model.dtype 'bfloat16'")
+
+    @property
+    def head_dim(self) -> int:
+        """Channels of a head."""
+        return self.width // self.num_heads
+
+    @property
+    def hidden(self) -> int:
+        """Hidden width of the MLPs."""
+        return self.mlp_width or -(-8 * self.width // (3 * 64)) * 64
+
+    @property
+    def one_hot(self) -> bool:
+        """Whether the embedding is a one-hot product."""
+        return self.embedding == "one_hot" or (self.embedding == "auto" and self.num_tokens < ONE_HOT_LIMIT)
+
+    @property
+    def compute_dtype(self) -> jnp.dtype:
+        """Dtype of activations."""
+        return jnp.dtype(self.dtype)

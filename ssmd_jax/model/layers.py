@@ -1,0 +1,164 @@
+"""Layers of the networks: norm, rotary positions, attention, MLP, embedding.
+
+Capitals name axes: B batch, D tracks, S tracks of a window, C width, H heads, E channels of a head, F MLP width,
+V tokens. Parameters are float32, computation is in `dtype`, softmax and logits are float32.
+"""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssmd_jax.model.partitioning import constrain
+
+# Below this many tokens an embedding is a product with one-hot vectors: the gradient of a gather from a small table
+# is a scatter-add that serialises on the GPU (METHOD.md section 8).
+ONE_HOT_LIMIT = 512
+
+
+def scaled_init(scale: float = 1.0, in_axis=0, out_axis=-1):
+    """Normal initialiser with standard deviation `scale / sqrt(fan_in)`."""
+    return nn.initializers.variance_scaling(scale**2, "fan_in", "normal", in_axis=in_axis, out_axis=out_axis)
+
+
+def partitioned(init, *logical_axes):
+    """An initialiser whose parameter carries its logical axes."""
+    return nn.with_logical_partitioning(init, logical_axes)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square normalisation with a learned scale, computed in float32."""
+
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x_BxDxC: jax.Array) -> jax.Array:
+        scale_C = self.param("scale", partitioned(nn.initializers.ones, "embed"), (x_BxDxC.shape[-1],))
+        x32_BxDxC = x_BxDxC.astype(jnp.float32)
+        mean_square_BxDx1 = jnp.mean(jnp.square(x32_BxDxC), axis=-1, keepdims=True)
+        return (x32_BxDxC * jax.lax.rsqrt(mean_square_BxDx1 + 1e-6) * scale_C[None, None]).astype(self.dtype)
+
+
+def rotary_table(positions_BxD: jax.Array, head_dim: int, base: float = 10_000.0) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of rotary position embeddings (RoFormer, arXiv 2104.09864), computed once a pass.
+
+    Args:
+        positions_BxD: int positions; -1 is allowed.
+        head_dim: channels of a head, even.
+        base: longest wavelength, over 2 pi.
+
+    Returns:
+        Two float32 arrays `[B, D, head_dim / 2]`.
+    """
+    frequency = base ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angle = positions_BxD.astype(jnp.float32)[..., None] * frequency[None, None]
+    return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BxDxHxE: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Rotates channel pairs `(e, e + E/2)` of every head by the angles of the track."""
+    cos, sin = (part[:, :, None, :] for part in table)
+    first, second = jnp.split(x_BxDxHxE.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x_BxDxHxE.dtype)
+
+
+class Embedding(nn.Module):
+    """Token embedding; a one-hot product for small vocabularies, a gather otherwise."""
+
+    num_embeddings: int
+    width: int
+    dtype: jnp.dtype
+    one_hot: bool
+
+    @nn.compact
+    def __call__(self, tokens_BxD: jax.Array) -> jax.Array:
+        init = partitioned(nn.initializers.normal(1.0), "vocab", "embed")
+        table_VxC = self.param("table", init, (self.num_embeddings, self.width)).astype(self.dtype)
+        if self.one_hot:
+            hot_BxDxV = jax.nn.one_hot(tokens_BxD, self.num_embeddings, dtype=self.dtype)
+            return jnp.einsum("BDV,VC->BDC", hot_BxDxV, table_VxC)
+        return jnp.take(table_VxC, tokens_BxD, axis=0, mode="clip")
+
+
+class Mlp(nn.Module):
+    """Gated MLP (SwiGLU, arXiv 2002.05202)."""
+
+    mlp_width: int
+    dtype: jnp.dtype
+    out_scale: float
+
+    @nn.compact
+    def __call__(self, x_BxDxC: jax.Array) -> jax.Array:
+        width = x_BxDxC.shape[-1]
+        up_init = partitioned(scaled_init(), "embed", None, "mlp")
+        up_Cx2xF = self.param("up", up_init, (width, 2, self.mlp_width))
+        down_FxC = self.param("down", partitioned(scaled_init(self.out_scale), "mlp", "embed"), (self.mlp_width, width))
+        gate_up = jnp.einsum("BDC,CGF->BDGF", x_BxDxC, up_Cx2xF.astype(self.dtype))
+        hidden_BxDxF = nn.silu(gate_up[:, :, 0]) * gate_up[:, :, 1]
+        hidden_BxDxF = constrain(hidden_BxDxF, ("batch", None, "mlp"))
+        return jnp.einsum("BDF,FC->BDC", hidden_BxDxF, down_FxC.astype(self.dtype))
+
+
+class SelfAttention(nn.Module):
+    """Projections of multi-head attention: queries, keys and values in one product, and the output.
+
+    The attention between them is the caller's, since the trunk, the causal part and its window attend differently.
+    """
+
+    num_heads: int
+    head_dim: int
+    dtype: jnp.dtype
+    out_scale: float
+
+    @nn.compact
+    def __call__(self, x_BxDxC: jax.Array, attend) -> jax.Array:
+        """Applies `attend(q, k, v) -> [B, D, H, E]` to the projections of `x`, and projects back to `[B, D, C]`."""
+        width = x_BxDxC.shape[-1]
+        qkv_init = partitioned(scaled_init(in_axis=0, out_axis=(1, 2, 3)), "embed", None, "heads", None)
+        kernel = self.param("qkv", qkv_init, (width, 3, self.num_heads, self.head_dim))
+        out_init = partitioned(scaled_init(self.out_scale, in_axis=(0, 1), out_axis=2), "heads", None, "embed")
+        out_kernel = self.param("out", out_init, (self.num_heads, self.head_dim, width))
+        qkv = jnp.einsum("BDC,CTHE->TBDHE", x_BxDxC, kernel.astype(self.dtype))
+        out_BxDxHxE = constrain(attend(qkv[0], qkv[1], qkv[2]), ("batch", None, "heads", None))
+        return jnp.einsum("BDHE,HEC->BDC", out_BxDxHxE, out_kernel.astype(self.dtype))
+
+
+def full_attention(q, k, v, lengths_B: jax.Array | None, *, is_causal: bool, implementation: str | None) -> jax.Array:
+    """Fused attention over all tracks, `[B, D, H, E]` each.
+
+    No mask is built: the trunk attends to everything, the causal part takes the kernels' own causal path, and
+    `lengths_B` (None where all rows are full) becomes key lengths.
+    """
+    return jax.nn.dot_product_attention(
+        q, k, v, is_causal=is_causal, key_value_seq_lengths=lengths_B, implementation=implementation
+    )
+
+
+def window_attention(q_BxSxHxE, k_BxSxHxE, v_BxSxHxE, prefix_k_BxDxHxE, prefix_v_BxDxHxE, start_B) -> jax.Array:
+    """Causal attention of window tracks `start .. start+S-1` to the cached tracks before `start` and to themselves.
+
+    One softmax runs over the two blocks of scores. Every row has at least itself to attend to, so that no row is
+    fully masked, `start = 0` included.
+
+    Args:
+        q_BxSxHxE, k_BxSxHxE, v_BxSxHxE: the window's queries, keys and values.
+        prefix_k_BxDxHxE, prefix_v_BxDxHxE: keys and values of all tracks; those at or past `start` are masked but
+            must be finite.
+        start_B: first track of the window.
+
+    Returns:
+        `[B, S, H, E]` in the dtype of `q`.
+    """
+    scale = q_BxSxHxE.shape[-1] ** -0.5
+    size, length = q_BxSxHxE.shape[1], prefix_k_BxDxHxE.shape[1]
+    scores = lambda k: jnp.einsum("BSHE,BTHE->BHST", q_BxSxHxE, k, preferred_element_type=jnp.float32) * scale
+    in_prefix_BxD = jnp.arange(length)[None] < start_B[:, None]
+    causal_SxS = jnp.tril(jnp.ones((size, size), bool))
+    prefix_scores = jnp.where(in_prefix_BxD[:, None, None], scores(prefix_k_BxDxHxE), -1e30)
+    window_scores = jnp.where(causal_SxS[None, None], scores(k_BxSxHxE), -1e30)
+    top = jnp.maximum(jnp.max(prefix_scores, axis=-1, keepdims=True), jnp.max(window_scores, axis=-1, keepdims=True))
+    prefix_w, window_w = jnp.exp(prefix_scores - top), jnp.exp(window_scores - top)
+    total_BxHxS = jnp.sum(prefix_w, axis=-1) + jnp.sum(window_w, axis=-1)
+    mix = lambda w, v: jnp.einsum("BHST,BTHE->BSHE", w.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out_BxSxHxE = mix(prefix_w, prefix_v_BxDxHxE) + mix(window_w, v_BxSxHxE)
+    return (out_BxSxHxE / jnp.moveaxis(total_BxHxS, 1, 2)[..., None]).astype(q_BxSxHxE.dtype)

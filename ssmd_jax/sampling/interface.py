@@ -1,0 +1,48 @@
+"""What a sampler sees of a network: a few functions in order space (METHOD.md section 2)."""
+
+from typing import Any, Protocol
+
+import jax
+
+
+class SpeculativeModel(Protocol):
+    """A network bound to its parameters. It is a pytree: its arrays are leaves, the rest is static.
+
+    A sequence is permuted once: `tokens[b, k]` is the token at position `positions[b, k]`, and the revealed tokens are
+    the prefix `[0, num_revealed)`. Tracks `[0, lengths[b])` are the sequence, the rest is padding: never attended,
+    drafted or counted; there `tokens` hold the mask id.
+
+    Attributes:
+        num_tokens: number of real tokens `V`; the mask id is `V`.
+        trunk_cost: NFE of one trunk pass.
+        verify_cost: NFE of one verify round; 1 together on a hybrid network, 1 and 0 on a plain one.
+    """
+
+    num_tokens: int
+    trunk_cost: float
+    verify_cost: float
+
+    def trunk(self, tokens_BxD: jax.Array, positions_BxD: jax.Array, num_revealed_B: jax.Array, lengths_B: Any) -> Any:
+        """One pass. Masks `tokens[num_revealed:]` itself. Returns any pytree with leading axis B, the context.
+
+        `lengths_B` may be a NumPy array: the caller then knows while tracing that all rows are full.
+        """
+        ...
+
+    def draft_logits(self, context: Any, start_B: jax.Array, size: int) -> jax.Array:
+        """Draft logits `[B, size, V]` of tracks `start .. start+size-1`; rows past the end arbitrary but finite."""
+        ...
+
+    def target_logits(
+        self, context: Any, tokens_BxD: jax.Array, positions_BxD: jax.Array, start_B: jax.Array, size: int
+    ) -> jax.Array:
+        """Target logits `[B, size, V]`; row `s` depends on `tokens[: start + s]` only.
+
+        `start` is the `num_revealed` of the trunk pass that made the context, in every verify round, and
+        `tokens[:num_revealed]` and `positions` are those of that pass.
+        """
+        ...
+
+    def reorder(self, context: Any, permutation_BxD: jax.Array) -> Any:
+        """The context with track `s` taken from old track `permutation[b, s]`; identity on the revealed prefix."""
+        ...
