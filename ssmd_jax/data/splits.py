@@ -97,8 +97,9 @@ def assign_splits(documents: Iterable[str], valid_fraction: float, test_fraction
     """
     held_out = {s: f for s, f in (("valid", valid_fraction), ("test", test_fraction)) if f > 0}
     documents = iter(documents)
+    smallest = min(1 - valid_fraction - test_fraction, *held_out.values())
     # With this many documents every split gets one; with fewer, we see them all before the first is assigned.
-    first = list(itertools.islice(documents, int(2 / min(held_out.values())) + 2))
+    first = list(itertools.islice(documents, int(2 / smallest) + 2))
     if len(first) <= len(held_out):
         raise ValueError(
             f"the data holds {len(first)} documents, too few to split into {len(held_out) + 1} parts; give "
