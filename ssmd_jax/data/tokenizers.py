@@ -159,7 +159,7 @@ class ByteTokenizer(Tokenizer):
 class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model; documents end with a line feed.
 
-    White space survives, line feeds being symbols of their own; only U+2581, which sentencepiece uses for the space,
+    White space survives, line feeds being bytes of their own; only U+2581, which sentencepiece uses for the space,
     comes back as a space.
     """
 

@@ -19,7 +19,7 @@ def train_sentencepiece(documents: Iterable[str], vocab_size: int) -> tokenizers
 
     Args:
       documents: Training documents, read once; the model learns from a uniform sample of `SAMPLE_CHARACTERS` of them.
-      vocab_size: V, with the 256 bytes, the unknown symbol and the line feed among them.
+      vocab_size: V, with the 256 bytes and the unknown symbol among them.
 
     Returns:
       The tokenizer.
@@ -27,7 +27,7 @@ def train_sentencepiece(documents: Iterable[str], vocab_size: int) -> tokenizers
     Raises:
       ValueError: If the documents are empty, or hold too little text, or too many symbols, for `vocab_size`.
     """
-    # Lines, because sentencepiece learns from sentences; the line feed itself is a symbol given by hand.
+    # Lines, because sentencepiece learns from sentences; a line feed is then always its own byte.
     lines = [line for block in sample_blocks(documents) for line in block.split("\n") if line]
     if not lines:
         raise ValueError("there is no text to train the sentencepiece tokenizer on; check the training data")
@@ -42,7 +42,6 @@ def train_sentencepiece(documents: Iterable[str], vocab_size: int) -> tokenizers
             normalization_rule_name="identity",
             remove_extra_whitespaces=False,
             add_dummy_prefix=False,
-            user_defined_symbols=["\n"],
             unk_id=0,
             bos_id=-1,
             eos_id=-1,

