@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ssmd_jax.diffusion.masking import tie_first_track
+
 # Lower ends of the buckets of distance k - i in the distance table; the last one is open.
 DISTANCES = (0, 1, 2, 4, 8, 16, 32, 64)
 DISTANCE_LABELS = ("0", "1", "2-3", "4-7", "8-15", "16-31", "32-63", "64+")
@@ -52,13 +54,6 @@ def masked_tracks(num_revealed_B: jax.Array, lengths_B: jax.Array, length: int) 
     """bool `[B, D]`: the tracks that count in the loss, `num_revealed <= k < length of the row`."""
     tracks_1xD = jnp.arange(length)[None]
     return (tracks_1xD >= num_revealed_B[:, None]) & (tracks_1xD < lengths_B[:, None])
-
-
-def tie_first_track(draft_BxDx: jax.Array, target_BxDx: jax.Array, num_revealed_B: jax.Array) -> jax.Array:
-    """`target` with track `num_revealed` replaced by the draft's; works on `[B, D]` and `[B, D, V]` alike."""
-    first_BxD = jnp.arange(draft_BxDx.shape[1])[None] == num_revealed_B[:, None]
-    first = first_BxD.reshape(first_BxD.shape + (1,) * (draft_BxDx.ndim - 2))
-    return jnp.where(first, draft_BxDx, target_BxDx)
 
 
 def diffusion_loss(nll_BxD: jax.Array, num_revealed_B: jax.Array, lengths_B: jax.Array) -> jax.Array:

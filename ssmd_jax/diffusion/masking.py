@@ -36,3 +36,13 @@ def stratified_num_revealed(key: jax.Array, lengths_B: jax.Array) -> jax.Array:
     u_B = (jnp.arange(batch) / batch + jax.random.uniform(key)) % 1.0
     # float32 rounding may lift the product of u < 1 and the length to the length itself
     return jnp.minimum((u_B * lengths_B).astype(jnp.int32), lengths_B.astype(jnp.int32) - 1)
+
+
+def tie_first_track(draft_BxDx: jax.Array, target_BxDx: jax.Array, num_revealed_B: jax.Array) -> jax.Array:
+    """`target` with track `num_revealed` replaced by the draft's (METHOD.md section 5, tied first track).
+
+    There the causal part knows nothing that the trunk does not. Works on `[B, D]` and `[B, D, V]` alike.
+    """
+    first_BxD = jnp.arange(draft_BxDx.shape[1])[None] == num_revealed_B[:, None]
+    first = first_BxD.reshape(first_BxD.shape + (1,) * (draft_BxDx.ndim - 2))
+    return jnp.where(first, draft_BxDx, target_BxDx)

@@ -1,0 +1,102 @@
+"""Configuration of the samplers (METHOD.md section 5)."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from ssmd_jax.diffusion.masking import tie_first_track
+from ssmd_jax.diffusion.speculation import shape_log_prob
+from ssmd_jax.diffusion.window import Window, checked_table
+
+ORDERS = ("random", "left_to_right", "confidence", "entropy")
+
+
+@dataclasses.dataclass(frozen=True)
+class SpeculativeConfig:
+    """What the samplers and the likelihood need to know; hashable.
+
+    Attributes:
+        window: how many tracks are drafted when `i` are revealed; see `ssmd_jax.diffusion.window`.
+        verify_rounds: `N`, verify rounds a trunk pass at most.
+        budget_nfe: hard bound on the NFE of each row; None for no bound.
+        temperature: of target and plain sampler; 0 takes the first maximum.
+        top_p: the nucleus keeps the likeliest tokens with total probability at least this; 1 keeps all.
+        draft_temperature: divides the draft's logits once more; never changes a verified law.
+        order: "random", "left_to_right", "confidence" (likeliest first), "entropy" (surest first), or a hashable
+            callable `(key, confidence_BxD, entropy_BxD, positions_BxD, num_revealed_B) -> priority_BxD`, highest first;
+            it is called with B = 1 (under `vmap`) and the row's own key; scores of revealed tracks are 0.
+            The last three re-order what is masked at every trunk pass, from the draft's distributions.
+        tie_first: the target logits of the first masked track are the draft's.
+    """
+
+    window: Window
+    verify_rounds: int
+    budget_nfe: float | None = None
+    temperature: float = 1.0
+    top_p: float = 1.0
+    draft_temperature: float = 1.0
+    order: str | Callable = "random"
+    tie_first: bool = False
+
+    def __post_init__(self):
+        rounds = self.verify_rounds
+        if isinstance(rounds, bool) or not isinstance(rounds, int) or rounds < 1:
+            raise ValueError(f"verify_rounds must be a whole number of at least 1, got {rounds!r}")
+        if self.budget_nfe is not None and not 0 < self.budget_nfe < math.inf:
+            raise ValueError(f"budget_nfe must be positive and finite, or None for no bound, got {self.budget_nfe!r}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature must be at least 0 and finite, got {self.temperature!r}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}")
+        if not 0 < self.draft_temperature < math.inf:
+            raise ValueError(f"draft_temperature must be positive and finite, got {self.draft_temperature!r}")
+        if not callable(self.order) and self.order not in ORDERS:
+            raise ValueError(f"order must be one of {', '.join(ORDERS)}, or a callable, got {self.order!r}")
+        try:
+            hash(self)
+        except TypeError:
+            raise ValueError("window and order must be hashable: they are compiled into the sampler") from None
+        # A window that cannot serve any length is refused here rather than in the middle of a run.
+        checked_table(self.window, 1)
+
+    @property
+    def laws(self) -> "Laws":
+        """What the compiled loops depend on; the rest they take as arrays."""
+        return Laws(self.temperature, self.top_p, self.draft_temperature, self.order, self.tie_first)
+
+
+@dataclasses.dataclass(frozen=True)
+class Laws:
+    """From logits to the distributions that a sampler draws from; fields as in `SpeculativeConfig`.
+
+    The samplers and the likelihood share these functions, so that they speak of the same law.
+    """
+
+    temperature: float
+    top_p: float
+    draft_temperature: float
+    order: str | Callable
+    tie_first: bool
+
+    @property
+    def adaptive(self) -> bool:
+        """Whether the masked suffix is re-ordered at every trunk pass."""
+        return self.order not in ("random", "left_to_right")
+
+    def plain(self, draft_logits: jax.Array) -> jax.Array:
+        """Log-probabilities of the plain sampler, `[..., V]`."""
+        return shape_log_prob(draft_logits, self.temperature, self.top_p)
+
+    def proposal(self, draft_logits: jax.Array) -> jax.Array:
+        """`log p`, what the speculative sampler drafts from, `[..., V]`."""
+        return shape_log_prob(draft_logits / self.draft_temperature, self.temperature, self.top_p)
+
+    def target(self, target_logits_BxSxV: jax.Array, draft_logits_BxSxV: jax.Array) -> jax.Array:
+        """`log q` of a window's tracks, whose first is the pass's first masked track, `[B, S, V]`."""
+        if self.tie_first:
+            first_B = jnp.zeros(target_logits_BxSxV.shape[:1], jnp.int32)
+            target_logits_BxSxV = tie_first_track(draft_logits_BxSxV, target_logits_BxSxV, first_B)
+        return shape_log_prob(target_logits_BxSxV, self.temperature, self.top_p)

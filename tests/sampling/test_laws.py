@@ -1,0 +1,258 @@
+"""The samplers' laws, exactly: recursion against enumeration, frequencies against both (METHOD.md section 6)."""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import scipy.stats
+
+from ssmd_jax.diffusion.window import ConstantWindow, CosineWindow, FullWindow, LinearWindow
+from ssmd_jax.sampling import ancestral, speculative
+from ssmd_jax.sampling.config import SpeculativeConfig
+from ssmd_jax.sampling.likelihood import log_likelihood
+from tests.enumeration import Law
+from tests.tabular import tabular_model
+
+NUM_SAMPLES = 20_000
+LENGTH = 4
+
+CONFIGS = {
+    "paper": SpeculativeConfig(FullWindow(), 1),
+    "two at a time": SpeculativeConfig(ConstantWindow(2), 2),
+    "three, one round": SpeculativeConfig(ConstantWindow(3), 1),
+    "growing": SpeculativeConfig(LinearWindow(1, 3), 3),
+    "cosine": SpeculativeConfig(CosineWindow(0.4), 2),
+    "full, two rounds": SpeculativeConfig(FullWindow(), 2),
+    "exact": SpeculativeConfig(FullWindow(), LENGTH),
+    "tied": SpeculativeConfig(FullWindow(), 2, tie_first=True),
+    "left to right": SpeculativeConfig(ConstantWindow(3), 2, order="left_to_right"),
+    "cool": SpeculativeConfig(FullWindow(), 2, temperature=0.6, draft_temperature=1.7),
+    "nucleus": SpeculativeConfig(FullWindow(), 2, top_p=0.7, draft_temperature=0.8),
+    "greedy": SpeculativeConfig(ConstantWindow(3), 1, temperature=0.0),
+}
+
+
+def chi_square(counts, expected, num_samples):
+    """p-value of counts against probabilities; outcomes with fewer than five expected are pooled."""
+    assert set(counts) <= set(expected), "an outcome of probability zero was drawn"
+    total = sum(expected.values())
+    np.testing.assert_allclose(total, 1.0, atol=1e-6)
+    rare = [key for key, prob in expected.items() if prob * num_samples < 5]
+    groups = [[key] for key in expected if key not in set(rare)]
+    if sum(expected[key] for key in rare) * num_samples >= 5:
+        groups.append(rare)
+    elif groups:
+        groups[-1] = groups[-1] + rare
+    observed = [sum(counts.get(key, 0) for key in group) for group in groups]
+    predicted = [num_samples * sum(expected[key] for key in group) for group in groups]
+    if len(groups) == 1:
+        return 1.0
+    return scipy.stats.chisquare(observed, np.array(predicted) * sum(observed) / sum(predicted)).pvalue
+
+
+def counts_of(result):
+    """`{(tokens, passes, rounds): count}`."""
+    rows = zip(
+        np.asarray(result.tokens).tolist(),
+        np.asarray(result.trunk_passes).tolist(),
+        np.asarray(result.verify_rounds).tolist(),
+        strict=True,
+    )
+    counts = {}
+    for tokens, passes, rounds in rows:
+        key = (tuple(tokens), passes, rounds)
+        counts[key] = counts.get(key, 0) + 1
+    return counts
+
+
+def all_sequences(num_tokens, length):
+    return np.array(list(itertools.product(range(num_tokens), repeat=length)), np.int32)
+
+
+def check_totals(result, num_generated):
+    np.testing.assert_array_equal(result.accepted + result.rejected + result.unverified, num_generated)
+    generated = np.asarray(result.status) > 0
+    np.testing.assert_array_equal(generated.sum(axis=1), num_generated)
+    assert ((np.asarray(result.revealed_in) > 0) == generated).all()
+    np.testing.assert_array_equal(np.asarray(result.revealed_in).max(axis=1), result.trunk_passes)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_recursion_equals_enumeration(name):
+    """Each sequence's probability and NFE, along several orders: in particular they sum to one."""
+    model, config = tabular_model(LENGTH), CONFIGS[name]
+    sequences = all_sequences(model.num_tokens, LENGTH)
+    for order in [(0, 1, 2, 3), (2, 0, 3, 1), (3, 2, 1, 0)]:
+        orders = np.tile(np.array(order, np.int32), (len(sequences), 1))
+        log_prob, nfe = log_likelihood(model, sequences, orders, config)
+        joint = Law(model, config, LENGTH).of_order(order)
+        for row, sequence in enumerate(sequences.tolist()):
+            outcomes = [(p, m, n) for (s, m, n), p in joint.items() if s == tuple(sequence)]
+            prob = sum(p for p, _, _ in outcomes)
+            np.testing.assert_allclose(np.exp(log_prob[row]), prob, atol=2e-6)
+            if prob > 0:
+                mean = sum(p * (m * model.trunk_cost + n * model.verify_cost) for p, m, n in outcomes) / prob
+                np.testing.assert_allclose(nfe[row], mean, rtol=2e-4)
+            else:
+                assert np.isneginf(log_prob[row]) and np.isnan(nfe[row])
+        np.testing.assert_allclose(np.exp(log_prob).sum(), 1.0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_sampler_follows_its_law(name):
+    """Frequencies of tokens, passes and rounds together; the mean NFE is the sum of probability times expected NFE."""
+    model, config = tabular_model(LENGTH), CONFIGS[name]
+    result = speculative.sample(model, jax.random.key(1), config, batch_size=NUM_SAMPLES, length=LENGTH)
+    check_totals(result, LENGTH)
+    joint = Law(model, config, LENGTH).joint()
+    assert chi_square(counts_of(result), joint, NUM_SAMPLES) > 1e-3
+    nfe = np.asarray(result.nfe, np.float64)
+    expected = sum(p * (m * model.trunk_cost + n * model.verify_cost) for (_, m, n), p in joint.items())
+    assert abs(nfe.mean() - expected) < 4 * nfe.std() / np.sqrt(NUM_SAMPLES) + 1e-5
+
+
+def test_sampler_follows_the_recursion_along_its_own_orders():
+    """Invariant 2 without the enumeration: the recursion, averaged over orders, predicts the frequencies."""
+    model, config = tabular_model(LENGTH, num_tokens=3), SpeculativeConfig(ConstantWindow(3), 2)
+    sequences = all_sequences(3, LENGTH)
+    orders = np.array(list(itertools.permutations(range(LENGTH))), np.int32)
+    tokens, order = np.repeat(sequences, len(orders), axis=0), np.tile(orders, (len(sequences), 1))
+    log_prob, nfe = (np.asarray(x, np.float64) for x in log_likelihood(model, tokens, order, config))
+    prob = np.exp(log_prob).reshape(len(sequences), len(orders)) / len(orders)
+    expected = dict(zip(map(tuple, sequences.tolist()), prob.sum(axis=1), strict=True))
+    result = speculative.sample(model, jax.random.key(2), config, batch_size=NUM_SAMPLES, length=LENGTH)
+    counts = {}
+    for row in np.asarray(result.tokens).tolist():
+        counts[tuple(row)] = counts.get(tuple(row), 0) + 1
+    assert chi_square(counts, expected, NUM_SAMPLES) > 1e-3
+    mean_nfe = (prob * nfe.reshape(prob.shape)).sum()
+    sampled = np.asarray(result.nfe, np.float64)
+    assert abs(sampled.mean() - mean_nfe) < 4 * sampled.std() / np.sqrt(NUM_SAMPLES)
+
+
+@pytest.mark.parametrize("order", ["random", "left_to_right", "confidence", "entropy"])
+@pytest.mark.parametrize("plain", [False, True], ids=["speculative", "plain"])
+def test_orders_and_prompts(order, plain):
+    """Given tokens anywhere in the row; adaptive orders by enumeration."""
+    model = tabular_model(LENGTH, seed=3)
+    config = SpeculativeConfig(ConstantWindow(2), 2, order=order, draft_temperature=1.3)
+    module = ancestral if plain else speculative
+    for given in ({}, {2: 1}, {0: 0, 3: 1}):
+        prompt, mask = np.zeros((NUM_SAMPLES, LENGTH), np.int32), np.zeros((NUM_SAMPLES, LENGTH), bool)
+        for position, token in given.items():
+            prompt[:, position], mask[:, position] = token, True
+        result = module.sample(
+            model, jax.random.key(4), config, batch_size=NUM_SAMPLES, length=LENGTH, prompt=prompt, prompt_mask=mask
+        )
+        check_totals(result, LENGTH - len(given))
+        joint = Law(model, config, LENGTH, plain=plain).joint(given)
+        assert chi_square(counts_of(result), joint, NUM_SAMPLES) > 1e-3
+
+
+@pytest.mark.parametrize("budget", [1.0, 1.5, 2.0, 2.25, 3.0, 3.5])
+@pytest.mark.parametrize("order", ["random", "confidence"])
+def test_budget(budget, order):
+    """Never exceeded, everything revealed, and the law is the one enumerated."""
+    model = tabular_model(LENGTH, seed=5)
+    config = SpeculativeConfig(ConstantWindow(1), 2, budget_nfe=budget, order=order)
+    if budget >= 3:
+        config = dataclasses.replace(config, window=LinearWindow(1, 3), verify_rounds=3)
+    result = speculative.sample(model, jax.random.key(6), config, batch_size=NUM_SAMPLES, length=LENGTH)
+    assert (np.asarray(result.nfe) <= budget + 1e-4).all()
+    assert (np.asarray(result.tokens) < model.num_tokens).all()
+    check_totals(result, LENGTH)
+    joint = Law(model, config, LENGTH).joint()
+    assert chi_square(counts_of(result), joint, NUM_SAMPLES) > 1e-3
+
+
+@pytest.mark.parametrize("budget", [0.75, 1.5, 2.9])
+def test_budget_of_the_plain_sampler(budget):
+    model = tabular_model(LENGTH, seed=5)
+    config = SpeculativeConfig(ConstantWindow(1), 1, budget_nfe=budget)
+    result = ancestral.sample(model, jax.random.key(7), config, batch_size=NUM_SAMPLES, length=LENGTH)
+    assert (np.asarray(result.nfe) <= budget + 1e-4).all()
+    check_totals(result, LENGTH)
+    joint = Law(model, config, LENGTH, plain=True).joint()
+    assert chi_square(counts_of(result), joint, NUM_SAMPLES) > 1e-3
+
+
+def any_order(model, config, sequence, order, full):
+    """`prod_k q_{0,k}` (full) or `prod_k q_{k,k}`, invariants 3 and 4."""
+    law, tokens = Law(model, config, len(order)), [sequence[x] for x in order]
+    return np.prod([law.target(tuple(tokens[:k]), order, 0 if full else k, k)[tokens[k]] for k in range(len(order))])
+
+
+@pytest.mark.parametrize("tie_first", [False, True])
+@pytest.mark.parametrize("full", [True, False], ids=["full window, N = D", "window of one"])
+def test_exact_limits(tie_first, full):
+    """The sampler's law is the target's own, whatever the draft is."""
+    for seed in range(3):
+        model = tabular_model(LENGTH, seed=seed)
+        window, rounds = (FullWindow(), LENGTH) if full else (ConstantWindow(1), 1)
+        config = SpeculativeConfig(window, rounds, tie_first=tie_first, draft_temperature=1 + seed)
+        sequences, order = all_sequences(2, LENGTH), (1, 3, 0, 2)
+        orders = np.tile(np.array(order, np.int32), (len(sequences), 1))
+        log_prob, _ = log_likelihood(model, sequences, orders, config)
+        expected = [any_order(model, config, s, order, full) for s in sequences.tolist()]
+        np.testing.assert_allclose(np.exp(log_prob), expected, atol=2e-6)
+
+
+def test_equal_draft_and_target_never_reject():
+    """Invariant 5: then the sampler is the plain one, token for token."""
+    model = tabular_model(LENGTH, same=True, num_tokens=3)
+    for window in (FullWindow(), ConstantWindow(2)):
+        config = SpeculativeConfig(window, 2)
+        arguments = (model, jax.random.key(8), config)
+        verified = speculative.sample(*arguments, batch_size=500, length=LENGTH)
+        plain = ancestral.sample(*arguments, batch_size=500, length=LENGTH)
+        assert not np.asarray(verified.rejected).any()
+        np.testing.assert_array_equal(verified.tokens, plain.tokens)
+        np.testing.assert_array_equal(verified.order, plain.order)
+        np.testing.assert_array_equal(verified.trunk_passes, plain.trunk_passes)
+
+
+def test_likelihood_of_prompts_and_lengths():
+    """Conditional on the prompt; a shorter row equals the cut one."""
+    model, config = tabular_model(LENGTH, seed=9), SpeculativeConfig(ConstantWindow(2), 2)
+    order = (2, 0, 3, 1)
+    sequences = all_sequences(2, LENGTH)
+    orders = np.tile(np.array(order, np.int32), (len(sequences), 1))
+    log_prob, nfe = log_likelihood(model, sequences, orders, config, num_given=np.full(len(sequences), 2))
+    for row, sequence in enumerate(sequences.tolist()):
+        prompt = tuple(sequence[x] for x in order[:2])
+        joint = Law(model, config, LENGTH).of_order(order, prompt)
+        outcomes = [(p, m, n) for (s, m, n), p in joint.items() if s == tuple(sequence)]
+        prob = sum(p for p, _, _ in outcomes)
+        np.testing.assert_allclose(np.exp(log_prob[row]), prob, atol=2e-6)
+        mean = sum(p * (m * model.trunk_cost + n * model.verify_cost) for p, m, n in outcomes) / prob
+        np.testing.assert_allclose(nfe[row], mean, rtol=2e-4)
+    whole, whole_nfe = log_likelihood(model, sequences, orders, config, num_given=np.full(len(sequences), LENGTH))
+    assert not np.asarray(whole).any() and not np.asarray(whole_nfe).any()
+
+    short = np.array([[1, 0, 0, 1], [0, 1, 1, 0]], np.int32)
+    short_orders = np.array([[1, 2, 0, 3], [0, 2, 1, 3]], np.int32)
+    padded = log_likelihood(model, short, short_orders, config, lengths=np.array([3, 3]))
+    cut = log_likelihood(model, short[:, :3], short_orders[:, :3], config)
+    np.testing.assert_allclose(padded[0], cut[0], atol=1e-6)
+    np.testing.assert_allclose(padded[1], cut[1], atol=1e-5)
+
+
+def test_likelihood_gradient_is_finite():
+    """Impossible paths (a nucleus, q <= p everywhere) must not poison the gradient."""
+    base, config = tabular_model(LENGTH), SpeculativeConfig(FullWindow(), 2, top_p=0.8)
+    sequences = all_sequences(2, LENGTH)
+    orders = np.tile(np.arange(LENGTH, dtype=np.int32), (len(sequences), 1))
+
+    def total(model):
+        log_prob, _ = log_likelihood(model, sequences, orders, config)
+        return jnp.sum(jnp.where(jnp.isfinite(log_prob), log_prob, 0.0))
+
+    for leaf in jax.tree.leaves(jax.grad(total)(base)) + jax.tree.leaves(
+        jax.grad(total)(tabular_model(LENGTH, same=True))
+    ):
+        assert np.isfinite(leaf).all()
+    gradient = jax.tree.leaves(jax.grad(total)(base))
+    assert any(np.abs(leaf).max() > 1e-3 for leaf in gradient)
