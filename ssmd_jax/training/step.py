@@ -1,0 +1,150 @@
+"""The loss on a batch and the train step: pure functions of state, tokens and key."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssmd_jax.diffusion import loss, masking, orders
+from ssmd_jax.diffusion.loss import LossConfig
+from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.training import keys
+from ssmd_jax.training.optimizer import freeze
+from ssmd_jax.training.state import TrainState
+
+
+def token_losses(
+    params,
+    network: HybridTransformer,
+    tokens_BxD: jax.Array,
+    lengths_B: jax.Array | None,
+    key: jax.Array,
+    deterministic: bool,
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Draws orders and masks, and runs the network once (METHOD.md section 4).
+
+    Row `b` draws its order from `fold_in(key, b)`, so that it depends neither on the sharding nor on the batch's size.
+
+    Args:
+        params: the network's parameters.
+        network: the network.
+        tokens_BxD: int tokens in sequence order.
+        lengths_B: int `[B]`, or None where all rows are full.
+        key: key of this batch.
+        deterministic: no dropout.
+
+    Returns:
+        Draft and target negative log likelihood by track, nats `[B, D]` each (meaningful on masked tracks alone);
+        the number of revealed tokens `[B]`; the lengths `[B]`.
+    """
+    batch, length = tokens_BxD.shape
+    all_lengths_B = jnp.full((batch,), length, jnp.int32) if lengths_B is None else lengths_B
+    order_BxD = orders.uniform_order(keys.row_keys(keys.stream(key, "order"), batch), all_lengths_B, length)
+    num_revealed_B = masking.stratified_num_revealed(keys.stream(key, "reveal"), all_lengths_B)
+    true_BxD = orders.to_order_space(tokens_BxD, order_BxD)
+    masked_BxD = masking.mask_suffix(true_BxD, num_revealed_B, network.config.num_tokens)
+    rngs = None if deterministic else {"dropout": keys.stream(key, "dropout")}
+    draft_BxDxV, target_BxDxV = network.apply(
+        {"params": params}, masked_BxD, true_BxD, order_BxD, lengths_B, deterministic, rngs=rngs
+    )
+    # Padding may hold the mask id, which has no logit; those tracks never count.
+    scored_BxD = jnp.minimum(true_BxD, network.config.num_tokens - 1)
+    draft_nll_BxD, target_nll_BxD = loss.token_nll(draft_BxDxV, scored_BxD), loss.token_nll(target_BxDxV, scored_BxD)
+    return draft_nll_BxD, target_nll_BxD, num_revealed_B, all_lengths_B
+
+
+def loss_fn(
+    params,
+    network: HybridTransformer,
+    tokens_BxD: jax.Array,
+    lengths_B: jax.Array | None,
+    key: jax.Array,
+    loss_config: LossConfig,
+    deterministic: bool,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The training loss; arguments as `token_losses`.
+
+    Returns:
+        The weighted loss, and `{"draft_loss", "target_loss"}`, nats per token.
+    """
+    if loss_config.freeze_trunk:
+        params = freeze(params)
+    losses = token_losses(params, network, tokens_BxD, lengths_B, key, deterministic)
+    return loss.two_term_loss(*losses, loss_config)
+
+
+def accumulated_gradient(
+    params,
+    network: HybridTransformer,
+    tokens_BxD: jax.Array,
+    key: jax.Array,
+    loss_config: LossConfig,
+    accumulation: int,
+):
+    """Mean loss and gradient over micro-batches; micro-batch `m` has the rows `m, m + accumulation, ...`.
+
+    So each device keeps its rows. Every micro-batch has a key of its own, `fold_in(key, m)`. Rows are full, hence the
+    micro-batches weigh alike.
+
+    Returns:
+        `({"loss", "draft_loss", "target_loss"}, gradient)`.
+    """
+    batch, length = tokens_BxD.shape
+    deterministic = network.config.dropout == 0.0
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+
+    def micro_step(tokens_MxD, index):
+        micro_key = jax.random.fold_in(key, index)
+        (total, terms), gradient = gradient_fn(params, network, tokens_MxD, None, micro_key, loss_config, deterministic)
+        return {"loss": total, **terms}, gradient
+
+    if accumulation == 1:
+        return micro_step(tokens_BxD, 0)
+    micro_AxMxD = tokens_BxD.reshape(batch // accumulation, accumulation, length).swapaxes(0, 1)
+    zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(lambda: micro_step(micro_AxMxD[0], jnp.int32(0)))
+    )
+    add = lambda total, inputs: (jax.tree.map(jnp.add, total, micro_step(*inputs)), None)
+    total, _ = jax.lax.scan(add, zeros, (micro_AxMxD, jnp.arange(accumulation)))
+    return jax.tree.map(lambda x: x / accumulation, total)
+
+
+def ema_update(params, ema_params, step: jax.Array, decay: float):
+    """Moving average with its decay warmed up, `min(decay, (1 + t) / (10 + t))`, so that it forgets the start."""
+    warmed = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return optax.incremental_update(params, ema_params, 1.0 - warmed)
+
+
+def make_train_step(
+    network: HybridTransformer,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    loss_config: LossConfig,
+    *,
+    accumulation: int = 1,
+    ema_decay: float = 0.0,
+) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
+    """The train step `(state, tokens [B, D], root key) -> (state, metrics)`, to be jitted by the caller.
+
+    Metrics are device scalars: `loss`, `draft_loss`, `target_loss` (nats per token), `grad_norm` (before clipping),
+    `learning_rate`, and `finite`, false where loss or gradient is not.
+    """
+
+    def train_step(state: TrainState, tokens_BxD: jax.Array, key: jax.Array):
+        step_key = jax.random.fold_in(keys.stream(key, "train"), state.step)
+        metrics, gradient = accumulated_gradient(state.params, network, tokens_BxD, step_key, loss_config, accumulation)
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        ema_params = state.ema_params
+        if ema_params is not None:
+            ema_params = ema_update(params, ema_params, state.step, ema_decay)
+        grad_norm = optax.tree.norm(gradient)
+        metrics |= {
+            "grad_norm": grad_norm,
+            "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
+            "finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm),
+        }
+        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+
+    return train_step

@@ -1,0 +1,105 @@
+"""Validation during training: both losses, and the distance table (METHOD.md sections 4 and 8).
+
+The draft loss bounds the negative log likelihood. The target loss bounds nothing: compare it with the draft's at equal
+distance, which is what the table is for.
+"""
+
+import math
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssmd_jax.diffusion import loss
+from ssmd_jax.diffusion.loss import DISTANCE_LABELS, LossConfig
+from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.training import keys
+from ssmd_jax.training.step import token_losses
+
+
+class Validation(NamedTuple):
+    """Averages over the validation batches; nats and bits are per token (per character for characters).
+
+    Attributes:
+        draft_loss: nats, a bound.
+        target_loss: nats, no bound.
+        draft_by_distance: bits by distance `k - i` in the buckets `DISTANCE_LABELS`; NaN where a bucket is empty.
+        target_by_distance: the same of the target, never tied to the draft.
+    """
+
+    draft_loss: float
+    target_loss: float
+    draft_by_distance: list[float]
+    target_by_distance: list[float]
+
+    @property
+    def draft_bits(self) -> float:
+        """The draft loss in bits."""
+        return self.draft_loss / math.log(2)
+
+    @property
+    def target_bits(self) -> float:
+        """The target loss in bits."""
+        return self.target_loss / math.log(2)
+
+    def as_dict(self) -> dict[str, float | list[float | None]]:
+        """What the metrics file holds; None stands for an empty bucket."""
+        plain = lambda cells: [None if math.isnan(cell) else cell for cell in cells]
+        return {
+            "draft_loss": self.draft_loss,
+            "target_loss": self.target_loss,
+            "draft_bits": self.draft_bits,
+            "target_bits": self.target_bits,
+            "draft_bits_by_distance": plain(self.draft_by_distance),
+            "target_bits_by_distance": plain(self.target_by_distance),
+        }
+
+    def table(self) -> str:
+        """The distance table as text."""
+        row = lambda name, cells: f"  {name:<14}" + "".join(f"{cell:>8}" for cell in cells)
+        number = lambda cells: ["-" if math.isnan(cell) else f"{cell:.3f}" for cell in cells]
+        return "\n".join(
+            [
+                row("distance k-i", DISTANCE_LABELS),
+                row("draft, bits", number(self.draft_by_distance)),
+                row("target, bits", number(self.target_by_distance)),
+            ]
+        )
+
+
+def make_eval_step(network: HybridTransformer, loss_config: LossConfig) -> Callable:
+    """The step `(params, tokens [B, D], key) -> sums`, to be jitted by the caller."""
+
+    def eval_step(params, tokens_BxD: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
+        draft, target, num_revealed_B, lengths_B = token_losses(params, network, tokens_BxD, None, key, True)
+        _, terms = loss.two_term_loss(draft, target, num_revealed_B, lengths_B, loss_config)
+        draft_sums, counts = loss.distance_sums(draft, num_revealed_B, lengths_B)
+        target_sums, _ = loss.distance_sums(target, num_revealed_B, lengths_B)
+        return {**terms, "draft_sums": draft_sums, "target_sums": target_sums, "counts": counts}
+
+    return eval_step
+
+
+def validate(eval_step: Callable, params, batches: Iterable[jax.Array], key: jax.Array) -> Validation:
+    """Averages `eval_step` over batches of full rows.
+
+    Args:
+        eval_step: the jitted step.
+        params: the parameters to judge.
+        batches: tokens `[B, D]` on the devices, the same number of rows in each.
+        key: root key; batch `n` has the same orders and masks at every validation.
+    """
+    key = keys.stream(key, "valid")
+    sums = [eval_step(params, batch, jax.random.fold_in(key, jnp.int32(n))) for n, batch in enumerate(batches)]
+    if not sums:
+        raise ValueError("validation has no whole batch; lower training.eval_batch_size or give more data")
+    total = jax.tree.map(lambda *xs: np.sum(np.asarray(xs, np.float64), axis=0), *jax.device_get(sums))
+    # 0 / 0 marks an empty bucket.
+    with np.errstate(invalid="ignore"):
+        cells = [total[name] / total["counts"] / math.log(2) for name in ("draft_sums", "target_sums")]
+    count = len(sums)
+    return Validation(
+        float(total["draft_loss"] / count), float(total["target_loss"] / count), cells[0].tolist(), cells[1].tolist()
+    )
