@@ -1,0 +1,48 @@
+"""Evaluates a trained model: bounds on held-out text, the distance table, and samplers side by side.
+
+    python -m launch.evaluate --workdir=runs/quickstart --output=results.json
+    python -m launch.evaluate --workdir=runs/books --settings=plain:0.04,speculative:0.04:8 --num_samples=256
+
+Progress and tables go to standard error; standard output is one line of JSON, which --output keeps in a file too.
+An entry of --settings is plain:WINDOW or speculative:WINDOW:ROUNDS; WINDOW is the step of a cosine window, or "full".
+"""
+
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for `python launch/evaluate.py`
+
+from absl import flags
+
+from launch import program
+from ssmd_jax.evaluation import report, settings
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
+_SETTINGS = flags.DEFINE_string("settings", settings.DEFAULT_SETTINGS, "Samplers to compare, separated by commas.")
+_NUM_SAMPLES = flags.DEFINE_integer("num_samples", 256, "Samples a setting.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Sequences computed at a time.")
+_LIKELIHOOD_SEQUENCES = flags.DEFINE_integer(
+    "likelihood_sequences", 32, "Held-out sequences whose likelihood is bounded; 0 for none."
+)
+_ORDERS = flags.DEFINE_integer("orders", 4, "Random orders for each of them.")
+_WORD_LIST = flags.DEFINE_string("word_list", None, "Known words, one a line, instead of those of the training text.")
+_SEED = flags.DEFINE_integer("seed", 0, "Root of all random numbers.")
+_OUTPUT = flags.DEFINE_string("output", None, "File for the results, as JSON.")
+
+
+def main():
+    return report.evaluate_workdir(
+        _WORKDIR.value,
+        settings_text=_SETTINGS.value,
+        num_samples=_NUM_SAMPLES.value,
+        batch_size=_BATCH_SIZE.value,
+        likelihood_sequences=_LIKELIHOOD_SEQUENCES.value,
+        num_orders=_ORDERS.value,
+        seed=_SEED.value,
+        word_list=_WORD_LIST.value,
+        output=_OUTPUT.value,
+    )
+
+
+if __name__ == "__main__":
+    program.run(main)

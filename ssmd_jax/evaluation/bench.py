@@ -1,0 +1,214 @@
+"""Samplers side by side: quality, function evaluations and seconds (METHOD.md sections 7 and 8)."""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ssmd_jax.data.tokenizers import Tokenizer
+from ssmd_jax.evaluation import text
+from ssmd_jax.evaluation.acceptance import acceptance
+from ssmd_jax.evaluation.settings import Setting
+from ssmd_jax.evaluation.statistics import Estimate, mean
+from ssmd_jax.sampling import ancestral, speculative
+from ssmd_jax.sampling.canvas import SampleResult
+
+_SAMPLERS = {"plain": ancestral.sample, "speculative": speculative.sample}
+
+
+class Row(NamedTuple):
+    """What a table shows of one setting.
+
+    Attributes:
+        sampler: "plain" or "speculative".
+        setting: its label.
+        num_samples: samples judged.
+        nfe: function evaluations a sample; a pass of the plain sampler counts as `trunk_cost`.
+        passes: trunk passes a sample.
+        rounds: verify rounds a sample.
+        batch_size: rows of a batch.
+        seconds_per_batch: wall clock of one batch, compilation apart.
+        seconds_per_sample: the same over `batch_size`.
+        spelling: share of correctly spelled words; nan without a word list.
+        unigram_entropy: nats.
+        bigram_entropy: nats.
+        acceptance: share of the verified drafts that were accepted; nan for the plain sampler.
+    """
+
+    sampler: str
+    setting: str
+    num_samples: int
+    nfe: Estimate
+    passes: float
+    rounds: float
+    batch_size: int
+    seconds_per_batch: float
+    seconds_per_sample: float
+    spelling: Estimate
+    unigram_entropy: float
+    bigram_entropy: float
+    acceptance: float
+
+
+class Drawn(NamedTuple):
+    """Samples of one setting, on the host, and the mean seconds that a batch took."""
+
+    result: SampleResult
+    seconds_per_batch: float
+
+
+def draw(
+    model,
+    setting: Setting,
+    key: jax.Array,
+    *,
+    length: int,
+    num_samples: int,
+    batch_size: int,
+    prompt=None,
+    prompt_mask=None,
+) -> Drawn:
+    """Draws samples in batches of one shape, and times them.
+
+    Before the clock starts one batch runs with all tokens but one given: that compiles the program, and runs each of
+    its parts once. Sample `n` has the key `fold_in(key, n)`, whatever the batch size.
+
+    Args:
+        model: satisfies `ssmd_jax.sampling.interface.SpeculativeModel`.
+        setting: sampler and configuration.
+        key: a typed key.
+        length: tokens a sample.
+        num_samples: how many.
+        batch_size: rows of a batch; at most `num_samples` are used. The last batch is filled up with rows that are
+            timed, and then dropped.
+        prompt: int `[length]`, the same for all samples.
+        prompt_mask: bool `[length]`, True where `prompt` gives the token.
+
+    Returns:
+        `Drawn`.
+
+    Raises:
+        ValueError: for numbers below 1, or as the samplers do.
+    """
+    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+        if value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+    batch_size = min(batch_size, num_samples)
+    num_batches = -(-num_samples // batch_size)
+    keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(np.arange(num_batches * batch_size))
+    shape = (batch_size, length)
+    nothing = (np.zeros(length, np.int32), np.zeros(length, bool))
+    tokens_D, given_D = nothing if prompt is None else (prompt, prompt_mask)
+
+    def batch(n: int, given_D) -> SampleResult:
+        return _SAMPLERS[setting.sampler](
+            model,
+            keys[n * batch_size : (n + 1) * batch_size],
+            setting.config,
+            batch_size=batch_size,
+            length=length,
+            prompt=np.broadcast_to(tokens_D, shape),
+            prompt_mask=np.broadcast_to(given_D, shape),
+        )
+
+    jax.block_until_ready(batch(0, np.arange(length) > 0))
+    results, began = [], time.perf_counter()
+    for n in range(num_batches):
+        results.append(jax.block_until_ready(batch(n, given_D)))
+    seconds = (time.perf_counter() - began) / num_batches
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts)[:num_samples], *jax.device_get(results))
+    return Drawn(joined, seconds)
+
+
+def measure(
+    drawn: Drawn, setting: Setting, tokenizer: Tokenizer, *, batch_size: int, words: frozenset[str] | None = None
+) -> Row:
+    """The figures of one setting's samples.
+
+    Args:
+        drawn: from `draw`.
+        setting: that they were drawn with.
+        tokenizer: of the model.
+        batch_size: as passed to `draw`.
+        words: known words; None for no spelling accuracy.
+
+    Returns:
+        A `Row`.
+    """
+    result = drawn.result
+    num_samples = len(result.tokens)
+    batch_size = min(batch_size, num_samples)
+    verified = int(result.accepted.sum() + result.rejected.sum())
+    texts = [tokenizer.decode(row) for row in result.tokens] if words is not None else []
+    return Row(
+        sampler=setting.sampler,
+        setting=setting.label,
+        num_samples=num_samples,
+        nfe=mean(result.nfe),
+        passes=float(result.trunk_passes.mean()),
+        rounds=float(result.verify_rounds.mean()),
+        batch_size=batch_size,
+        seconds_per_batch=drawn.seconds_per_batch,
+        seconds_per_sample=drawn.seconds_per_batch / batch_size,
+        spelling=text.spelling_accuracy(texts, words) if words is not None else Estimate(math.nan, math.nan),
+        unigram_entropy=text.unigram_entropy(result.tokens),
+        bigram_entropy=text.bigram_entropy(result.tokens),
+        acceptance=float(result.accepted.sum()) / verified if verified else math.nan,
+    )
+
+
+class Comparison(NamedTuple):
+    """One setting of a comparison.
+
+    Attributes:
+        row: its figures.
+        along: acceptance and NFE by fraction revealed, an `Acceptance`.
+        tokens: int `[num_samples, length]`, the samples.
+    """
+
+    row: Row
+    along: Any
+    tokens: np.ndarray
+
+
+def compare(
+    model,
+    tokenizer: Tokenizer,
+    settings: Sequence[Setting],
+    key: jax.Array,
+    *,
+    length: int,
+    num_samples: int,
+    batch_size: int,
+    words: frozenset[str] | None = None,
+    progress: Callable[[str], None] | None = None,
+) -> list[Comparison]:
+    """Draws samples with every setting, and judges them.
+
+    Args:
+        model: satisfies `ssmd_jax.sampling.interface.SpeculativeModel`.
+        tokenizer: of the model.
+        settings: samplers and configurations.
+        key: a typed key, the same for every setting.
+        length: tokens a sample.
+        num_samples: samples a setting.
+        batch_size: rows of a batch.
+        words: known words; None for no spelling accuracy.
+        progress: told of every setting when it is done.
+
+    Returns:
+        One `Comparison` a setting.
+    """
+    comparisons = []
+    for setting in settings:
+        drawn = draw(model, setting, key, length=length, num_samples=num_samples, batch_size=batch_size)
+        row = measure(drawn, setting, tokenizer, batch_size=batch_size, words=words)
+        verify_cost = model.verify_cost if setting.sampler == "speculative" else 0.0
+        along = acceptance(drawn.result, model.trunk_cost, verify_cost)
+        comparisons.append(Comparison(row, along, drawn.result.tokens))
+        if progress is not None:
+            progress(f"{row.sampler} {row.setting}: {row.nfe.value:.1f} NFE, {row.seconds_per_batch:.2f} s a batch")
+    return comparisons

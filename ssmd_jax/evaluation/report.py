@@ -1,0 +1,193 @@
+"""The whole evaluation of a trained model: bounds, distance table, samplers, acceptance."""
+
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+import ssmd_jax
+from ssmd_jax.data import pipeline
+from ssmd_jax.data.pipeline import Data
+from ssmd_jax.data.tokenizers import Tokenizer
+from ssmd_jax.evaluation import bench, likelihood, tables, text
+from ssmd_jax.evaluation.settings import Setting, make_config, parse_settings
+from ssmd_jax.evaluation.statistics import to_json
+from ssmd_jax.model.bound import HybridModel
+from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.sampling.config import SpeculativeConfig
+from ssmd_jax.training.config import ExperimentConfig
+from ssmd_jax.training.validation import Validation, make_eval_step, validate
+
+
+def validation(model: HybridModel, experiment: ExperimentConfig, data: Data) -> Validation:
+    """The training program's validation: the same batches, orders and masks."""
+    training = experiment.training
+    eval_step = jax.jit(make_eval_step(HybridTransformer(model.config), experiment.loss))
+    batches = pipeline.eval_batches(
+        data.valid, batch_size=training.validation_batch_size, num_batches=training.eval_batches
+    )
+    return validate(eval_step, model.params, batches, jax.random.key(experiment.seed))
+
+
+def check_sizes(**sizes: int) -> None:
+    """Refuses numbers out of range; `likelihood_sequences` may be 0, all others must be at least 1.
+
+    Raises:
+        ValueError: naming the number.
+    """
+    for name, value in sizes.items():
+        least = 0 if name == "likelihood_sequences" else 1
+        if value < least:
+            raise ValueError(f"{name} must be a whole number of at least {least}, got {value}")
+
+
+def evaluate(
+    model: HybridModel,
+    tokenizer: Tokenizer,
+    experiment: ExperimentConfig,
+    data: Data,
+    settings: Sequence[Setting],
+    config: SpeculativeConfig,
+    *,
+    num_samples: int,
+    batch_size: int,
+    likelihood_sequences: int,
+    num_orders: int,
+    seed: int = 0,
+    words: frozenset[str] | None = None,
+    progress: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """All figures of a model.
+
+    Args:
+        model: the trained model.
+        tokenizer: of the model.
+        experiment: the run's configuration.
+        data: the run's data; the validation split is what is held out.
+        settings: the samplers to compare.
+        config: the sampler whose exact likelihood is computed.
+        num_samples: samples a setting.
+        batch_size: rows of a batch.
+        likelihood_sequences: held-out sequences whose likelihood is bounded; 0 for none.
+        num_orders: random orders for each of them.
+        seed: of everything random here.
+        words: known words; None for those of the training split.
+        progress: told of what is done.
+
+    Returns:
+        JSON values: "validation", "bounds" (None without likelihood sequences), "data" (figures of held-out text,
+        as many tokens as samples have), "samplers" and "acceptance" (one entry a setting).
+
+    Raises:
+        ValueError: for numbers out of range, before any work, and as the parts do.
+    """
+    check_sizes(
+        num_samples=num_samples,
+        batch_size=batch_size,
+        likelihood_sequences=likelihood_sequences,
+        num_orders=num_orders,
+    )
+    if tokenizer.fingerprint() != data.tokenizer.fingerprint():
+        raise ValueError("the data's tokenizer is not the one that the model was trained with")
+    validated = validation(model, experiment, data)
+    progress(f"validation: draft {validated.draft_bits:.3f}, target {validated.target_bits:.3f} bits per token")
+    progress(validated.table())
+
+    key, found = jax.random.key(seed), None
+    if likelihood_sequences:
+        held_out = text.spread_records(data.valid, likelihood_sequences)
+        bounds_key = jax.random.fold_in(key, 0)
+        found = likelihood.bounds(
+            model, tokenizer, held_out, bounds_key, config, num_orders=num_orders, batch_size=batch_size
+        )
+        progress(tables.bounds_table(found))
+
+    words = text.training_words(data.train, tokenizer) if words is None else words
+    reference = text.spread_records(data.valid, num_samples)
+    of_data = {
+        "num_sequences": len(reference),
+        "num_words": len(words),
+        "spelling": text.spelling_accuracy([tokenizer.decode(row) for row in reference], words),
+        "unigram_entropy": text.unigram_entropy(reference),
+        "bigram_entropy": text.bigram_entropy(reference),
+    }
+    compared = bench.compare(
+        model,
+        tokenizer,
+        settings,
+        jax.random.fold_in(key, 1),
+        length=experiment.length,
+        num_samples=num_samples,
+        batch_size=batch_size,
+        words=words,
+        progress=progress,
+    )
+    progress(tables.samplers_table([each.row for each in compared]))
+    for each in compared:
+        if each.row.sampler == "speculative":
+            progress(f"speculative {each.row.setting}\n{tables.acceptance_table(each.along)}")
+    return to_json(
+        {
+            "device": jax.devices()[0].device_kind,
+            "seed": seed,
+            "validation": validated.as_dict(),
+            "bounds": found,
+            "data": of_data,
+            "samplers": [each.row for each in compared],
+            "acceptance": [
+                {"sampler": each.row.sampler, "setting": each.row.setting, **each.along._asdict()} for each in compared
+            ],
+        }
+    )
+
+
+def evaluate_workdir(
+    workdir: os.PathLike | str,
+    *,
+    settings_text: str,
+    word_list: os.PathLike | str | None = None,
+    output: os.PathLike | str | None = None,
+    **options,
+) -> dict[str, Any]:
+    """Evaluates a training run, and keeps the results: what `launch/evaluate.py` does.
+
+    Args:
+        workdir: of a training run.
+        settings_text: the samplers, as `settings.parse_settings` reads them.
+        word_list: path of the known words; None for those of the training text.
+        output: file for the results; None for none.
+        **options: sizes and seed, as in `evaluate`.
+
+    Returns:
+        As `evaluate`, and "workdir".
+
+    Raises:
+        ValueError: for bad input, before any long work.
+    """
+    output = None if output is None else pathlib.Path(output)
+    if output is not None and not output.parent.is_dir():
+        raise ValueError(f"there is no folder {output.parent} for the output: create it first")
+    words = None if word_list is None else text.read_word_list(word_list)
+    model, tokenizer, config = ssmd_jax.load(workdir)
+    experiment = ExperimentConfig.from_config_dict(config)
+    settings = parse_settings(settings_text, experiment.sampling)
+    check_sizes(**{name: value for name, value in options.items() if name != "seed"})
+    results = evaluate(
+        model,
+        tokenizer,
+        experiment,
+        pipeline.load_data(experiment.data, experiment.length),
+        settings,
+        make_config(experiment.sampling),
+        words=words,
+        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        **options,
+    )
+    results = {"workdir": str(workdir), **results}
+    if output is not None:
+        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
+    return results

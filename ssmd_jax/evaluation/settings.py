@@ -1,0 +1,112 @@
+"""Settings of samplers as users write them: the config's `sampling` section, flags, and short lists of settings."""
+
+import dataclasses
+
+from ssmd_jax.diffusion.window import ConstantWindow, CosineWindow, FullWindow, Window
+from ssmd_jax.sampling.config import SpeculativeConfig
+from ssmd_jax.training.config import SamplingConfig
+
+SAMPLERS = ("plain", "speculative")
+# Those of METHOD.md section 8: the step of the cosine window, and for the speculative sampler the verify rounds.
+DEFAULT_SETTINGS = (
+    "plain:0.002,plain:0.01,plain:0.02,plain:0.03,plain:0.04,plain:0.06,plain:0.083,plain:0.12,"
+    "speculative:0.01:3,speculative:0.02:4,speculative:0.04:8,speculative:0.06:10,speculative:0.083:10,"
+    "speculative:0.12:12,speculative:0.2:20,speculative:0.3:30"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """One sampler with its configuration.
+
+    Attributes:
+        sampler: "plain" (drafts alone) or "speculative".
+        label: how the user wrote the setting, for tables.
+        config: the configuration.
+    """
+
+    sampler: str
+    label: str
+    config: SpeculativeConfig
+
+    def __post_init__(self):
+        if self.sampler not in SAMPLERS:
+            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+
+
+def make_window(name: str, delta_tau: float) -> Window:
+    """A window by name.
+
+    Args:
+        name: "cosine", "full", or a whole number of tracks.
+        delta_tau: step of the cosine window.
+
+    Raises:
+        ValueError: for any other name, or a value out of range.
+    """
+    if name == "cosine":
+        return CosineWindow(delta_tau)
+    if name == "full":
+        return FullWindow()
+    try:
+        size = int(name)
+    except ValueError:
+        raise ValueError(f'window must be "cosine", "full" or a whole number of tracks, got {name!r}') from None
+    return ConstantWindow(size)
+
+
+def make_config(sampling: SamplingConfig, *, window: str | None = None, delta_tau=None, **flags) -> SpeculativeConfig:
+    """What the config's `sampling` section says, and flags go before it.
+
+    Args:
+        sampling: the section.
+        window: as `make_window`; None for the section's own, or for "cosine" where `delta_tau` is given.
+        delta_tau: step of the cosine window; None for the section's own.
+        **flags: other fields of `SpeculativeConfig`; None for the section's own.
+
+    Raises:
+        ValueError: for a value out of range, or a `delta_tau` beside another window.
+    """
+    if delta_tau is not None and window not in (None, "cosine"):
+        raise ValueError(f"delta_tau belongs to the cosine window, not to window {window!r}: give one of the two")
+    name = window or ("cosine" if delta_tau is not None else sampling.window)
+    fields = {
+        "window": make_window(name, sampling.delta_tau if delta_tau is None else delta_tau),
+        "verify_rounds": sampling.verify_rounds,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "draft_temperature": sampling.draft_temperature,
+        "order": sampling.order,
+        "tie_first": sampling.tie_first,
+    }
+    return SpeculativeConfig(**fields | {name: value for name, value in flags.items() if value is not None})
+
+
+def parse_settings(text: str, sampling: SamplingConfig) -> list[Setting]:
+    """Reads a list such as `plain:0.04,speculative:0.04:8,speculative:full:16`.
+
+    Each entry is `plain:WINDOW` or `speculative:WINDOW:ROUNDS`; WINDOW is the step `delta_tau` of a cosine window, or
+    "full". Temperatures, order and the tied first track come from the config's section.
+
+    Raises:
+        ValueError: naming the entry that cannot be read, or is out of range.
+    """
+    settings = []
+    for entry in (part.strip() for part in text.split(",")):
+        sampler, *rest = entry.split(":")
+        expected = {"plain": 1, "speculative": 2}.get(sampler)
+        if expected != len(rest):
+            raise ValueError(f'setting {entry!r} must be "plain:WINDOW" or "speculative:WINDOW:ROUNDS"')
+        try:
+            rounds = int(rest[1]) if len(rest) > 1 else sampling.verify_rounds
+            window = {"window": "full"} if rest[0] == "full" else {"delta_tau": float(rest[0])}
+        except ValueError:
+            raise ValueError(
+                f"setting {entry!r}: the window must be a number or full, the rounds a whole number"
+            ) from None
+        try:
+            config = make_config(sampling, verify_rounds=rounds, **window)
+        except ValueError as error:
+            raise ValueError(f"setting {entry!r}: {error}") from None
+        settings.append(Setting(sampler, " x ".join(rest), config))
+    return settings
