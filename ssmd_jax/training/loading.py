@@ -1,5 +1,6 @@
 """Loading a trained model, or its parameters alone."""
 
+import dataclasses
 import os
 import pathlib
 import sys
@@ -38,7 +39,11 @@ def load(path: os.PathLike | str | None = None) -> tuple[HybridModel, Tokenizer,
     if path is None:
         raise ValueError("no released checkpoint is packaged yet: pass the workdir of a training run")
     params, tokenizer, config = load_params(path)
-    model = HybridModel(params, config.network_config(tokenizer.num_tokens))
+    network_config = config.network_config(tokenizer.num_tokens)
+    if network_config.attention == "cudnn" and jax.default_backend() != "gpu":
+        _warn("no NVIDIA GPU here: attention by XLA in place of cuDNN")
+        network_config = dataclasses.replace(network_config, attention="xla")
+    model = HybridModel(params, network_config)
     return model, tokenizer, ml_collections.ConfigDict(config.to_dict()).lock()
 
 

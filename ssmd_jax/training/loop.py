@@ -60,6 +60,8 @@ def train(
     training = config.training
     sharding.check_batch(mesh, training.batch_size, "training.batch_size", training.accumulation)
     sharding.check_batch(mesh, training.validation_batch_size, "training.eval_batch_size")
+    if config.model.attention == "cudnn" and mesh.devices.flat[0].platform != "gpu":
+        raise ValueError("model.attention 'cudnn' needs an NVIDIA GPU; set --config.model.attention=xla")
     workdir.check_config(directory, config)
     data = pipeline.load_data(config.data, config.length) if data is None else data
     workdir.check_tokenizer(directory, data.tokenizer)
@@ -68,7 +70,8 @@ def train(
     pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         workdir.write(directory, config, data.tokenizer)
-    with sharding.activate(mesh), contextlib.ExitStack() as stack:
+    rules = sharding.rules_for(mesh, data.tokenizer.num_tokens)
+    with sharding.activate(mesh, rules), contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(
             Checkpoints(directory, keep_last=training.keep_last, keep_every=training.keep_every)
         )

@@ -55,10 +55,20 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.M
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=auto, devices=devices[:needed])
 
 
+def rules_for(mesh: jax.sharding.Mesh, num_tokens: int):
+    """The table for a vocabulary: one that the tensor axis does not divide stays whole.
+
+    Every other dimension is the user's choice and must be divisible; the number of tokens is the tokenizer's.
+    """
+    if num_tokens % _ways(mesh, dict(RULES)["vocab"]):
+        return tuple((name, None if name == "vocab" else axes) for name, axes in RULES)
+    return RULES
+
+
 @contextlib.contextmanager
-def activate(mesh: jax.sharding.Mesh):
+def activate(mesh: jax.sharding.Mesh, rules=RULES):
     """Context for tracing: the mesh AND the rules. With only one of them constraints would be lost (or raise)."""
-    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(rules):
         yield
 
 
@@ -105,8 +115,10 @@ def param_shardings(boxed_params, mesh: jax.sharding.Mesh, rules=RULES):
         ValueError: as `mesh_spec`, and where a dimension is not divisible by its mesh axes.
     """
 
-    def one(path, spec, param):
-        spec = mesh_spec(tuple(spec), rules)
+    def one(path, logical, param):
+        # The embedding has a row more than there are tokens, the mask's: one of V and V + 1 is never divisible.
+        is_whole = lambda axis, name: name == "vocab" and param.shape[axis] % _ways(mesh, dict(rules)[name])
+        spec = mesh_spec(tuple(None if is_whole(axis, name) else name for axis, name in enumerate(logical)), rules)
         name = "/".join(str(entry.key) for entry in path)
         for axis, entry in enumerate(spec):
             if param.shape[axis] % _ways(mesh, entry):

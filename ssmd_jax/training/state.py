@@ -1,5 +1,6 @@
 """The state of a training run, and its birth on the mesh."""
 
+import dataclasses
 from typing import Any
 
 import flax
@@ -36,8 +37,9 @@ class TrainState:
 
 def init_boxed_params(network: HybridTransformer, key: jax.Array):
     """Fresh parameters in the boxes that name their logical axes."""
-    # No parameter's shape depends on the length of a sequence.
+    # No parameter depends on the length of a sequence, nor on the attention kernel, which this machine may not have.
     tokens_1x1 = jnp.zeros((1, 1), jnp.int32)
+    network = HybridTransformer(dataclasses.replace(network.config, attention="xla"))
     return network.init(key, tokens_1x1, tokens_1x1, tokens_1x1)["params"]
 
 
@@ -72,7 +74,7 @@ def abstract_state(
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     boxed = jax.eval_shape(lambda key: init_boxed_params(network, key), key)
-    params = sharding.param_shardings(boxed, mesh)
+    params = sharding.param_shardings(boxed, mesh, sharding.rules_for(mesh, network.config.num_tokens))
     everywhere = sharding.replicated(mesh)
     shapes = jax.eval_shape(lambda key: init_state(network, optimizer, use_ema, key), key)
     # Where one rule of several does not train a parameter, its state has a MaskedNode in that parameter's place.

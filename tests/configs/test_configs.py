@@ -1,0 +1,38 @@
+"""Every experiment loads, locks, and builds a model."""
+
+import importlib
+import pathlib
+
+import pytest
+
+from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.training import state
+from ssmd_jax.training.config import ExperimentConfig
+
+NAMES = sorted(
+    path.stem for path in (pathlib.Path(__file__).parents[2] / "configs").glob("*.py") if path.stem[0] != "_"
+)
+NUM_TOKENS = {"openwebtext": 50_257, "books_bpe": 8_192}
+PARAMETERS = {"openwebtext": 164_511_744, "books_char": 21_724_032, "quickstart": 926_208}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_config_builds_a_model(name):
+    module = importlib.import_module(f"configs.{name}")
+    config = module.get_config().lock()
+    experiment = ExperimentConfig.from_config_dict(config)
+    assert ExperimentConfig.from_json(experiment.to_json()) == experiment
+    network = HybridTransformer(experiment.network_config(NUM_TOKENS.get(name, 27)))
+    count = state.count_params(state.abstract_params(network))
+    assert count == PARAMETERS.get(name, count)
+    if name != "base":
+        assert "python -m launch.train" in module.__doc__ and f"configs/{name}.py" in module.__doc__
+
+
+def test_openwebtext_has_the_papers_settings():
+    config = importlib.import_module("configs.openwebtext").get_config()
+    assert (config.model.n_noncausal, config.model.n_causal, config.model.width, config.length) == (11, 1, 768, 1024)
+    assert (config.training.num_steps, config.training.batch_size) == (1_000_000, 256)
+    optimizer = config.optimizer
+    assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.weight_decay) == (1.5e-4, 10_000, 0.01)
+    assert (optimizer.b1, optimizer.b2, optimizer.clip_norm, config.model.dropout) == (0.9, 0.999, 1.0, 0.1)
