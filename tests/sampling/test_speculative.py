@@ -1,0 +1,279 @@
+"""The jitted loop: against a plain Python loop, row by row, on prompts, lengths and bad input."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssmd_jax.diffusion.window import ConstantWindow, CosineWindow, FullWindow, LinearWindow
+from ssmd_jax.model.bound import HybridModel
+from ssmd_jax.model.config import HybridConfig
+from ssmd_jax.sampling import ancestral, keys, speculative
+from ssmd_jax.sampling.config import SpeculativeConfig
+from ssmd_jax.sampling.likelihood import log_likelihood
+from tests.model.test_hybrid import random_params
+from tests.strict import StrictModel
+from tests.tabular import tabular_model
+from tests.twin import speculative_row
+
+LENGTH = 10
+NETWORK = HybridConfig(num_tokens=7, width=32, num_heads=4, n_noncausal=2, n_causal=1, dtype="float32")
+CONFIG = SpeculativeConfig(ConstantWindow(4), 2)
+PER_ROW = ("tokens", "order", "nfe", "trunk_passes", "verify_rounds", "accepted", "rejected", "unverified")
+PER_TRACK = ("status", "revealed_in", "rejected_token")
+
+
+def network():
+    return HybridModel(random_params(NETWORK), NETWORK)
+
+
+def assert_rows_equal(result, b, other, a=0, length=LENGTH):
+    for name in (*PER_ROW, *PER_TRACK):
+        left, right = np.asarray(getattr(result, name))[b], np.asarray(getattr(other, name))[a]
+        if left.ndim:
+            left, right = left[:length], right[:length]
+        np.testing.assert_array_equal(left, right, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        CONFIG,
+        SpeculativeConfig(FullWindow(), 3, tie_first=True, draft_temperature=1.5),
+        SpeculativeConfig(CosineWindow(0.2), 8, top_p=0.9, temperature=0.8),
+        SpeculativeConfig(LinearWindow(1, 5), 1, temperature=0.0),
+    ],
+    ids=["constant", "tied", "nucleus", "greedy"],
+)
+def test_while_loop_equals_python_loop(config):
+    """Token for token on a tabular model, history and counts included, prompts of different shapes in one batch."""
+    model = tabular_model(6, num_tokens=4, seed=2)
+    batch, length = 12, 6
+    rng = np.random.default_rng(0)
+    prompt, mask = rng.integers(0, 4, (batch, length)), rng.random((batch, length)) < 0.3
+    mask[0], mask[1] = False, True
+    result = speculative.sample(
+        model, jax.random.key(3), config, batch_size=batch, length=length, prompt=prompt, prompt_mask=mask
+    )
+    for b in range(batch):
+        order = np.asarray(result.order[b]).tolist()
+        given = int(mask[b].sum())
+        assert sorted(order[:given]) == np.flatnonzero(mask[b]).tolist()
+        twin = speculative_row(
+            model,
+            jax.random.fold_in(jax.random.key(3), b),
+            config,
+            order,
+            prompt[b, order[:given]].tolist(),
+            length,
+            model.numpy_draft_logits,
+            model.numpy_target_logits,
+        )
+        for name, value in twin.items():
+            np.testing.assert_allclose(np.asarray(getattr(result, name))[b], value, rtol=1e-6, err_msg=name)
+    assert np.asarray(result.rejected).sum() > 0 or config.temperature == 0
+
+
+@pytest.mark.parametrize("order", ["random", "confidence"])
+@pytest.mark.parametrize("module", [speculative, ancestral], ids=["speculative", "plain"])
+def test_row_alone_equals_row_in_batch(module, order):
+    """A row depends on its own key alone: not on its mates, their lengths, nor the static size of the window."""
+    model, key = network(), jax.random.key(5)
+    config = dataclasses.replace(CONFIG, order=order, budget_nfe=2.5)
+    lengths = np.array([LENGTH, 7, 4, LENGTH])
+    prompt, mask = np.full((4, LENGTH), 3), np.zeros((4, LENGTH), bool)
+    mask[0, [1, 8]], mask[2, 3] = True, True
+    arguments = {"length": LENGTH, "batch_size": 4, "prompt": prompt, "prompt_mask": mask}
+    together = module.sample(model, key, config, lengths=lengths, **arguments)
+    for b in (0, 2):
+        alone = module.sample(
+            model, keys.row_keys(key, 4)[b : b + 1], config, batch_size=1, length=LENGTH,
+            prompt=prompt[b : b + 1], prompt_mask=mask[b : b + 1], lengths=lengths[b : b + 1],
+        )  # fmt: skip
+        assert_rows_equal(together, b, alone)
+    tokens = np.asarray(together.tokens)
+    np.testing.assert_array_equal(tokens[mask], prompt[mask])
+    inside = np.arange(LENGTH)[None] < lengths[:, None]
+    assert (tokens[inside] < model.num_tokens).all() and (tokens[~inside] == model.num_tokens).all()
+    assert (np.asarray(together.status)[~inside] == 0).all()
+    np.testing.assert_array_equal(
+        together.accepted + together.rejected + together.unverified, lengths - mask.sum(axis=1)
+    )
+
+
+def test_padding_changes_nothing():
+    """A row of 7 tokens on a canvas of 10 is the row on a canvas of 7, though windows and static sizes differ."""
+    config = SpeculativeConfig(FullWindow(), 3)
+    padded = speculative.sample(
+        network(), jax.random.key(6), config, batch_size=3, length=LENGTH, lengths=np.array([7, 7, 10])
+    )
+    cut = speculative.sample(network(), jax.random.key(6), config, batch_size=2, length=7)
+    for b in range(2):
+        assert_rows_equal(padded, b, cut, b, length=7)
+
+
+def test_everything_given_costs_nothing():
+    prompt = np.ones((2, LENGTH), int)
+    result = speculative.sample(
+        network(), jax.random.key(0), CONFIG, batch_size=2, length=LENGTH, prompt=prompt, prompt_mask=prompt > 0
+    )
+    assert not np.asarray(result.nfe).any() and not np.asarray(result.status).any()
+    np.testing.assert_array_equal(result.tokens, prompt)
+
+
+def test_callable_order():
+    """A hashable callable sees the scores and decides: here every second position first."""
+
+    def dilated(key, confidence_BxD, entropy_BxD, positions_BxD, num_revealed_B):
+        assert confidence_BxD.shape == entropy_BxD.shape == positions_BxD.shape == (1, LENGTH)
+        return -(positions_BxD % 2)
+
+    config = dataclasses.replace(CONFIG, order=dilated)
+    result = speculative.sample(network(), jax.random.key(1), config, batch_size=2, length=LENGTH)
+    np.testing.assert_array_equal(result.order, [[0, 2, 4, 6, 8, 1, 3, 5, 7, 9]] * 2)
+
+
+def test_given_positions_come_first_in_random_order():
+    mask = np.zeros((200, LENGTH), bool)
+    mask[:, [2, 5, 9]] = True
+    for order, expected in (("random", 6), ("left_to_right", 1)):
+        config = dataclasses.replace(CONFIG, order=order)
+        result = speculative.sample(
+            tabular_model(LENGTH), jax.random.key(1), config, batch_size=200, length=LENGTH,
+            prompt=np.zeros((200, LENGTH), int), prompt_mask=mask,
+        )  # fmt: skip
+        first = {tuple(row) for row in np.asarray(result.order)[:, :3].tolist()}
+        assert len(first) == expected and {tuple(sorted(row)) for row in first} == {(2, 5, 9)}
+
+
+@pytest.mark.parametrize("order", ["random", "confidence"])
+@pytest.mark.parametrize("module", [speculative, ancestral], ids=["speculative", "plain"])
+def test_protocol_is_used_as_ruled(module, order):
+    """A strict model, run without jit, raises on any use that the contract rules out."""
+    strict = StrictModel(tabular_model(5, num_tokens=3))
+    config = SpeculativeConfig(LinearWindow(1, 3), 2, order=order, budget_nfe=2.3)
+    mask = np.zeros((3, 5), bool)
+    mask[1, 2] = True
+    with jax.disable_jit():
+        module.sample(
+            strict, jax.random.key(2), config, batch_size=3, length=5,
+            prompt=np.zeros((3, 5), int), prompt_mask=mask, lengths=np.array([5, 4, 3]),
+        )  # fmt: skip
+    assert strict.calls["trunk"] > 1 and strict.calls["draft_logits"] > 1
+    assert (strict.calls["target_logits"] > 1) == (module is speculative)
+
+
+def test_strict_model_raises_on_misuse():
+    """The watchman is awake: each rule of the protocol, broken once."""
+    strict = StrictModel(tabular_model(5, num_tokens=3))
+    tokens, positions, start = jnp.zeros((1, 5), int), jnp.arange(5)[None], jnp.array([2])
+    context = strict.trunk(tokens, positions, start, np.array([5]))
+    strict.target_logits(context, tokens, positions, start, 2)
+    with pytest.raises(AssertionError, match="start"):
+        strict.target_logits(context, tokens, positions, start + 1, 2)
+    with pytest.raises(AssertionError, match="revealed"):
+        strict.target_logits(context, tokens + 1, positions, start, 2)
+    with pytest.raises(AssertionError, match="positions"):
+        strict.target_logits(context, tokens, positions[:, ::-1], start, 2)
+    with pytest.raises(AssertionError, match="prefix"):
+        strict.reorder(context, jnp.array([[1, 0, 2, 3, 4]]))
+    with pytest.raises(AssertionError, match="mask"):
+        strict.trunk(jnp.full((1, 5), 3), positions, start, np.array([5]))
+    newer = strict.trunk(tokens, positions, start + 1, np.array([5]))
+    with pytest.raises(AssertionError, match="stale"):
+        strict.draft_logits(context, start, 2)
+    strict.draft_logits(newer, start, 2)
+
+
+def test_sweeps_compile_once():
+    """Rounds, budgets and windows of one static size are arrays of the compiled loop."""
+    model = tabular_model(8, num_tokens=3)
+    draw = lambda window, rounds, budget: speculative.sample(
+        model, jax.random.key(0), SpeculativeConfig(window, rounds, budget), batch_size=2, length=8
+    )
+    draw(ConstantWindow(3), 1, None)
+    before = speculative._sample._cache_size()
+    draw(LinearWindow(3, 3), 4, None)
+    draw(ConstantWindow(3), 7, None)
+    assert speculative._sample._cache_size() == before
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),
+        ({"length": 0}, "length must be a whole number of at least 1"),
+        ({"lengths": np.array([1, 11])}, "lengths must lie between 1 and length = 10"),
+        ({"lengths": np.array([0, 3])}, "lengths must lie between"),
+        ({"lengths": np.array([3])}, "lengths must be 2 integers"),
+        ({"prompt_mask": np.zeros((2, 10), bool)}, "prompt_mask is given without a prompt"),
+        ({"prompt": np.zeros((2, 10), int)}, "prompt needs prompt_mask"),
+        ({"prompt": np.zeros((2, 12), int), "prompt_mask": np.ones((2, 12), bool)}, "more than length = 10"),
+        ({"prompt": np.zeros((3, 10), int), "prompt_mask": np.ones((3, 10), bool)}, "prompt must be integers of shape"),
+        ({"prompt": np.full((2, 10), 7), "prompt_mask": np.ones((2, 10), bool)}, "prompt token 7 at row 0, position 0"),
+        ({"prompt": np.zeros((2, 10), int), "prompt_mask": np.ones((2, 10))}, "prompt_mask must be booleans"),
+        (
+            {"prompt": np.zeros((2, 10), int), "prompt_mask": np.ones((2, 10), bool), "lengths": np.array([10, 9])},
+            "past its row's length",
+        ),
+        ({"key": 3}, "typed key"),
+        ({"key": jax.random.split(jax.random.key(0), 3)}, "one key or batch_size = 2"),
+        ({"config": dataclasses.replace(CONFIG, budget_nfe=0.5)}, "budget_nfe = 0.5 does not pay"),
+    ],
+)
+@pytest.mark.parametrize("module", [speculative, ancestral], ids=["speculative", "plain"])
+def test_bad_arguments_are_named(module, change, words):
+    arguments = {"key": jax.random.key(0), "config": CONFIG, "batch_size": 2, "length": LENGTH} | change
+    with pytest.raises(ValueError, match=words) as error:
+        module.sample(network(), arguments.pop("key"), arguments.pop("config"), **arguments)
+    assert "\n" not in str(error.value)
+
+
+class Misfit:
+    """A window whose table is wrong in a way chosen by the test."""
+
+    def __init__(self, table):
+        self._table = table
+
+    def table(self, length):
+        return self._table(length)
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("verify_rounds", 0),
+        ("verify_rounds", 1.5),
+        ("budget_nfe", 0),
+        ("budget_nfe", -1.0),
+        ("temperature", -0.1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("draft_temperature", 0.0),
+        ("order", "sideways"),
+        ("window", 3),
+        ("window", Misfit(lambda length: np.zeros(length, int))),
+        ("window", Misfit(lambda length: np.ones(length))),
+        ("window", Misfit(lambda length: np.full(length, 2))),
+    ],
+)
+def test_bad_settings_are_named(field, value):
+    with pytest.raises(ValueError, match=field):
+        dataclasses.replace(CONFIG, **{field: value})
+
+
+def test_likelihood_arguments_are_named():
+    model = tabular_model(3)
+    tokens, order = np.zeros((1, 3), int), np.arange(3)[None]
+    for change, words in [
+        ({"config": dataclasses.replace(CONFIG, budget_nfe=3.0)}, "budget"),
+        ({"order": np.array([[0, 0, 1]])}, "permutation"),
+        ({"tokens": np.full((1, 3), 2)}, "vocabulary"),
+        ({"num_given": np.array([4])}, "num_given"),
+        ({"lengths": np.array([2]), "order": np.array([[2, 0, 1]])}, "padding positions last"),
+    ]:
+        arguments = {"tokens": tokens, "order": order, "config": CONFIG} | change
+        with pytest.raises(ValueError, match=words):
+            log_likelihood(model, arguments.pop("tokens"), arguments.pop("order"), arguments.pop("config"), **arguments)
