@@ -15,7 +15,7 @@ from configs import base
 
 
 def get_config() -> ConfigDict:
-    """Characters of books, 21.7 M parameters."""
+    """Characters of books, 21,855,744 parameters."""
     config = base.get_config()
     # Paths or globs of text, one document after another (see the command above).
     config.data.train = "books/books_train_*.txt.xz"

