@@ -5,6 +5,7 @@ error and exit status 1; `--debug` shows the traceback instead. Ctrl-C is status
 """
 
 import json
+import re
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,12 +21,24 @@ BAD_INPUT = (ValueError, OSError, KeyError, ArithmeticError, ImportError)
 
 def sentence(error: BaseException) -> str:
     """The message of an error on one line."""
-    text = error.args[0] if isinstance(error, KeyError) and error.args else error
-    return " ".join(str(text).split()) or type(error).__name__
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    return " ".join(text.split()) or type(error).__name__
 
 
-def _fail(error: BaseException) -> None:
-    print(f"error: {sentence(error)}", file=sys.stderr, flush=True)
+def _flag_sentence(error: Exception) -> str:
+    """What config_flags says, without its wrapping."""
+    text = sentence(error)
+    missing = re.search(r"No such file or directory: '(.*?)'", text)
+    if missing:
+        return f"config file {missing[1]} does not exist; the experiments are in configs/"
+    if isinstance(error, AttributeError | KeyError):
+        # ml_collections passes the repr of a KeyError on: a quoted string with its line feed spelt out.
+        return "config has no field " + text.replace("\\n", "; ").replace("\\'", "").strip("'\"") + "?"
+    return text
+
+
+def _fail(text: str) -> None:
+    print(f"error: {text}", file=sys.stderr, flush=True)
     sys.exit(1)
 
 
@@ -38,7 +51,7 @@ def _parse(argv: list[str]) -> list[str]:
     except Exception as error:
         if "--debug" in argv:
             raise
-        _fail(error)
+        _fail(_flag_sentence(error))
     return rest
 
 
@@ -60,7 +73,7 @@ def run(main: Callable[[], dict[str, Any] | None]) -> None:
         except BAD_INPUT as error:
             if _DEBUG.value:
                 raise
-            _fail(error)
+            _fail(sentence(error))
         if result is not None:
             print(json.dumps(result), flush=True)
 
