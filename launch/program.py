@@ -21,20 +21,18 @@ BAD_INPUT = (ValueError, OSError, KeyError, ArithmeticError, ImportError)
 
 def sentence(error: BaseException) -> str:
     """The message of an error on one line."""
-    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    return " ".join(text.split()) or type(error).__name__
+    text = " ".join(str(error.args[0] if isinstance(error, KeyError) and error.args else error).split())
+    missing = re.search(r"config file .*No such file or directory: '(.*?)'", text)
+    if missing:  # config_flags wraps it three times
+        return f"config file {missing[1]} does not exist; the experiments are in configs/"
+    return text or type(error).__name__
 
 
 def _flag_sentence(error: Exception) -> str:
-    """What config_flags says, without its wrapping."""
-    text = sentence(error)
-    missing = re.search(r"No such file or directory: '(.*?)'", text)
-    if missing:
-        return f"config file {missing[1]} does not exist; the experiments are in configs/"
     if isinstance(error, AttributeError | KeyError):
         # ml_collections passes the repr of a KeyError on: a quoted string with its line feed spelt out.
-        return "config has no field " + text.replace("\\n", "; ").replace("\\'", "").strip("'\"") + "?"
-    return text
+        return "config has no field " + sentence(error).replace("\\n", "; ").replace("\\'", "").strip("'\"")
+    return sentence(error)
 
 
 def _fail(text: str) -> None:
