@@ -37,13 +37,13 @@ def demo(config: ml_collections.ConfigDict, workdir: os.PathLike | str) -> dict[
         ValueError: as `training.loop.train` does.
     """
     experiment = ExperimentConfig.from_config_dict(config)
-    data = pipeline.load_data(experiment.data, experiment.length)
-    summary = loop.train(experiment, workdir, data)
+    summary = loop.train(experiment, workdir)
     if not summary["finished"]:
         return {"training": summary}
     model, tokenizer, _ = ssmd_jax.load(workdir)
     draft, target = (summary[f"valid_{name}_loss"] / math.log(2) for name in ("draft", "target"))
     print(f"Validation, bits per token: draft {draft:.3f} (a bound), target {target:.3f} (not one)")
+    data = pipeline.load_data(experiment.data, experiment.length)
     words = text.training_words(data.train, tokenizer)
     compared = bench.compare(
         model,

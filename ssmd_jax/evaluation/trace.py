@@ -171,6 +171,6 @@ def _line(cells: list[Cell], colour: bool) -> Iterator[Text]:
     marks = "".join(MARKS[cell.kind] * len(cell.text) for cell in cells).rstrip()
     if marks:
         yield Text("  " + marks)
-    replaced = [f"{cell.rejected} -> {cell.text}" for cell in cells if cell.rejected]
+    replaced = [f"{cell.rejected!r} -> {cell.text!r}" for cell in cells if cell.rejected]
     if replaced:
         yield Text("  rejected: " + ", ".join(replaced))

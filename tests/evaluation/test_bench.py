@@ -1,0 +1,106 @@
+"""Samplers side by side: the figures of each row from the samples themselves."""
+
+import jax
+import numpy as np
+import pytest
+
+from ssmd_jax.data.tokenizers import make_tokenizer
+from ssmd_jax.evaluation import bench, tables, text
+from ssmd_jax.evaluation.settings import Setting
+from ssmd_jax.sampling import ancestral, speculative
+from tests.evaluation.drawn import BATCH, CASES, LENGTH, model
+
+SETTINGS = [Setting(*(CASES[name][0], name, CASES[name][1])) for name in ("plain", "cosine")]
+WORDS = frozenset({"a", "b", "ab"})
+KEY = jax.random.key(2)
+TOKENIZER = make_tokenizer("text8")
+
+
+def compare(batch_size, num_samples=10):
+    return bench.compare(
+        model(),
+        TOKENIZER,
+        SETTINGS,
+        KEY,
+        length=LENGTH,
+        num_samples=num_samples,
+        batch_size=batch_size,
+        words=WORDS,
+    )
+
+
+def one_by_one(sample, config, count):
+    """Sample `n` alone, from key `fold_in(KEY, n)`, in the first row of a batch of the same."""
+    rows = []
+    for n in range(count):
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(KEY, np.full(BATCH, n))
+        result = sample(model(), keys, config, batch_size=BATCH, length=LENGTH)
+        rows.append(jax.tree.map(lambda x: np.asarray(x)[:1], result))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+
+
+def test_rows_against_samples_drawn_alone():
+    for setting, got in zip(SETTINGS, compare(batch_size=BATCH), strict=True):
+        sample = ancestral.sample if setting.sampler == "plain" else speculative.sample
+        wanted = one_by_one(sample, setting.config, 10)
+        np.testing.assert_array_equal(got.tokens, wanted.tokens)
+        row = got.row
+        assert (row.sampler, row.setting, row.num_samples, row.batch_size) == (
+            setting.sampler,
+            setting.label,
+            10,
+            BATCH,
+        )
+        nfe = np.asarray(wanted.nfe, np.float64)
+        np.testing.assert_allclose(row.nfe, (nfe.mean(), nfe.std(ddof=1) / np.sqrt(10)), rtol=1e-5, atol=1e-7)
+        assert row.passes == pytest.approx(np.mean(wanted.trunk_passes))
+        assert row.rounds == pytest.approx(np.mean(wanted.verify_rounds))
+        assert row.unigram_entropy == text.unigram_entropy(wanted.tokens)
+        texts = [TOKENIZER.decode(tokens) for tokens in np.asarray(wanted.tokens)]
+        np.testing.assert_equal(tuple(row.spelling), tuple(text.spelling_accuracy(texts, WORDS)))
+        assert row.seconds_per_sample * BATCH == pytest.approx(row.seconds_per_batch) and row.seconds_per_batch > 0
+        assert got.along.total_nfe == pytest.approx(row.nfe.value, rel=1e-5)
+    plain, cosine = (each.row for each in compare(batch_size=BATCH))
+    assert np.isnan(plain.acceptance) and 0 < cosine.acceptance < 1
+
+
+def test_the_clock_runs_on_a_compiled_program(monkeypatch):
+    """Timed batches trace nothing: the untimed one has compiled all there is, and run it on one open token."""
+    setting, masks = SETTINGS[1], []
+
+    def recorded(*args, prompt_mask, **kwargs):
+        masks.append(int((~prompt_mask).sum(axis=1).max()))
+        return speculative.sample(*args, prompt_mask=prompt_mask, **kwargs)
+
+    monkeypatch.setitem(bench._SAMPLERS, "speculative", recorded)
+    bench.draw(model(), setting, KEY, length=LENGTH, num_samples=BATCH, batch_size=BATCH)
+    before = speculative._sample._cache_size()
+    bench.draw(model(), setting, KEY, length=LENGTH, num_samples=9, batch_size=BATCH)
+    assert speculative._sample._cache_size() == before
+    assert masks == [1, LENGTH, 1, LENGTH, LENGTH, LENGTH]
+
+
+def test_prompt_is_kept():
+    tokens, given = np.arange(LENGTH), np.arange(LENGTH) % 3 == 0
+    drawn = bench.draw(
+        model(), SETTINGS[1], KEY, length=LENGTH, num_samples=5, batch_size=BATCH, prompt=tokens, prompt_mask=given
+    )
+    np.testing.assert_array_equal(drawn.result.tokens[:, given], np.tile(tokens[given], (5, 1)))
+    assert (drawn.result.status == 0).sum() == 5 * given.sum()
+
+
+@pytest.mark.parametrize("name", ["num_samples", "batch_size"])
+def test_numbers_below_one(name):
+    sizes = {"num_samples": 2, "batch_size": 2} | {name: 0}
+    with pytest.raises(ValueError, match=name):
+        bench.draw(model(), SETTINGS[0], KEY, length=LENGTH, **sizes)
+
+
+def test_tables_are_aligned():
+    compared = compare(batch_size=BATCH, num_samples=8)
+    lines = tables.samplers_table([each.row for each in compared]).splitlines()
+    assert len(lines) == 3 and len({len(line) for line in lines}) == 1
+    assert lines[0].startswith("sampler") and lines[1].split()[0] == "plain" and lines[1].split()[-1] == "-"
+    lines = tables.acceptance_table(compared[1].along).splitlines()
+    assert len(lines) == 12 and lines[-1].split()[0] == "all"
+    assert float(lines[-1].split()[2]) == pytest.approx(compared[1].row.nfe.value, abs=1e-3)

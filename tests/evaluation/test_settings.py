@@ -1,0 +1,67 @@
+"""Settings as users write them."""
+
+import pytest
+
+from ssmd_jax.diffusion.window import ConstantWindow, CosineWindow, FullWindow
+from ssmd_jax.evaluation import settings
+from ssmd_jax.sampling.config import SpeculativeConfig
+from ssmd_jax.training.config import SamplingConfig
+
+SECTION = SamplingConfig(delta_tau=0.1, verify_rounds=5, temperature=0.9, order="entropy", tie_first=True)
+
+
+def test_section_then_flags():
+    kept = {"temperature": 0.9, "order": "entropy", "tie_first": True}
+    assert settings.make_config(SECTION) == SpeculativeConfig(CosineWindow(0.1), 5, **kept)
+    assert settings.make_config(SECTION, window="full", verify_rounds=2) == SpeculativeConfig(FullWindow(), 2, **kept)
+    assert settings.make_config(SECTION, window="7").window == ConstantWindow(7)
+    flags = {"temperature": 0.0, "tie_first": False, "order": "random", "budget_nfe": 9.0, "top_p": 0.5}
+    got = settings.make_config(SECTION, delta_tau=0.2, draft_temperature=1.5, **flags)
+    assert got == SpeculativeConfig(CosineWindow(0.2), 5, draft_temperature=1.5, **flags)
+    full = SamplingConfig(window="full")
+    assert settings.make_config(full).window == FullWindow()
+    assert settings.make_config(full, delta_tau=0.3).window == CosineWindow(0.3)
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ({"window": "0"}, "size"),
+        ({"window": "-3"}, "size"),
+        ({"window": "wide"}, "window"),
+        ({"window": "full", "delta_tau": 0.1}, "delta_tau"),
+        ({"delta_tau": 0.0}, "delta_tau"),
+        ({"delta_tau": -0.1}, "delta_tau"),
+        ({"verify_rounds": 0}, "verify_rounds"),
+        ({"verify_rounds": -1}, "verify_rounds"),
+        ({"budget_nfe": 0.0}, "budget_nfe"),
+        ({"budget_nfe": -2.0}, "budget_nfe"),
+        ({"order": "backwards"}, "order"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"temperature": -1.0}, "temperature"),
+    ],
+)
+def test_bad_flags_are_named(flags, named):
+    with pytest.raises(ValueError, match=named):
+        settings.make_config(SECTION, **flags)
+
+
+def test_list_of_settings():
+    got = settings.parse_settings("plain:0.04, speculative:full:16", SECTION)
+    assert [(s.sampler, s.label) for s in got] == [("plain", "0.04"), ("speculative", "full x 16")]
+    assert got[0].config.window == CosineWindow(0.04) and got[0].config.temperature == 0.9
+    assert got[1].config.window == FullWindow() and got[1].config.verify_rounds == 16
+    assert len(settings.parse_settings(settings.DEFAULT_SETTINGS, SECTION)) == 16
+
+
+@pytest.mark.parametrize(
+    "text", ["", "plain", "plain:0.1:2", "speculative:0.1", "speculative:0.1:two", "plain:x", "best:0.1", "plain:0"]
+)
+def test_bad_lists_name_the_entry(text):
+    with pytest.raises(ValueError, match="setting"):
+        settings.parse_settings(f"plain:0.1,{text}", SECTION)
+
+
+def test_unknown_sampler():
+    with pytest.raises(ValueError, match="sampler"):
+        settings.Setting("best", "", settings.make_config(SECTION))

@@ -1,0 +1,46 @@
+"""The demo, on a tiny run."""
+
+import json
+import shutil
+
+import pytest
+
+from ssmd_jax.evaluation import demo
+from tests.launch import programs
+
+
+@pytest.fixture
+def small(monkeypatch):
+    monkeypatch.setattr(demo, "NUM_SAMPLES", 5)
+    monkeypatch.setattr(demo, "SETTINGS", "plain:0.3,speculative:0.3:2")
+
+
+def test_demo_goes_on_from_a_finished_run(small, tmp_path, capsys):
+    shutil.copytree(programs.workdir(), tmp_path / "run")
+    result = demo.demo(programs.config(), tmp_path / "run")
+    out = capsys.readouterr().out
+    assert result["training"]["finished"] and result["training"]["resumed_from"] == 2
+    assert len(result["samples"]) == 3
+    for sample in result["samples"]:
+        assert sample in out
+    assert [row["sampler"] for row in result["samplers"]] == ["plain", "speculative"]
+    for shown in ("draft", "target", "NFE", "s/batch", "spelling", "unigram", "speculative"):
+        assert shown in out
+    json.dumps(result, allow_nan=False)
+
+
+def test_interrupted_training_ends_the_demo(tmp_path, monkeypatch):
+    seen = []
+
+    def train(config, workdir):
+        seen.append((config.length, workdir))
+        return {"finished": False}
+
+    monkeypatch.setattr(demo.loop, "train", train)
+    assert demo.demo(programs.config(), tmp_path) == {"training": {"finished": False}}
+    assert seen == [(programs.config().length, tmp_path)]
+
+
+def test_workdir_of_another_experiment_is_refused():
+    (outcome,) = programs.run("demo", [[f"--workdir={programs.workdir()}"]])
+    programs.check_refused(outcome, "another config")
