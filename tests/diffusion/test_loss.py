@@ -1,0 +1,90 @@
+"""The two-term loss against loops, and the bound that its draft term is."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ssmd_jax.diffusion import loss
+from ssmd_jax.diffusion.loss import LossConfig
+
+RNG = np.random.default_rng(0)
+
+
+def test_token_nll():
+    logits, tokens = RNG.normal(size=(2, 3, 5)), RNG.integers(0, 5, (2, 3))
+    nll = loss.token_nll(jnp.asarray(logits), jnp.asarray(tokens))
+    for b, k in itertools.product(range(2), range(3)):
+        expected = np.log(np.exp(logits[b, k]).sum()) - logits[b, k, tokens[b, k]]
+        np.testing.assert_allclose(nll[b, k], expected, rtol=1e-5)
+
+
+def test_loss_equals_loops():
+    """METHOD.md section 4 with different lengths; padding and revealed tracks hold NaN and never count."""
+    lengths, revealed = np.array([6, 4, 1, 5]), np.array([0, 3, 0, 2])
+    draft, target = RNG.random((4, 6)), RNG.random((4, 6))
+    sums = []
+    for nll in (draft, target):
+        total = 0.0
+        for b, (n, i) in enumerate(zip(lengths, revealed, strict=True)):
+            total += n / (n - i) * sum(nll[b, k] for k in range(i, n))
+        sums.append(total / lengths.sum())
+    outside = (np.arange(6) < revealed[:, None]) | (np.arange(6) >= lengths[:, None])
+    draft[outside] = target[outside] = np.nan
+    arguments = [jnp.asarray(x, jnp.float32) for x in (draft, target)] + [jnp.asarray(revealed), jnp.asarray(lengths)]
+    total, terms = loss.two_term_loss(*arguments, LossConfig(draft_weight=0.5, target_weight=2.0))
+    np.testing.assert_allclose([terms["draft_loss"], terms["target_loss"]], sums, rtol=1e-6)
+    np.testing.assert_allclose(total, 0.5 * sums[0] + 2.0 * sums[1], rtol=1e-6)
+    gradient = jax.grad(lambda nll: loss.two_term_loss(nll, *arguments[1:], LossConfig())[0])(arguments[0])
+    assert not np.asarray(gradient)[outside].any()
+
+
+def test_tied_first_track_takes_the_draft():
+    draft, target = jnp.asarray(RNG.random((2, 4))), jnp.asarray(RNG.random((2, 4)))
+    revealed, lengths = jnp.array([1, 3]), jnp.array([4, 4])
+    _, tied = loss.two_term_loss(draft, target, revealed, lengths, LossConfig(tie_first=True))
+    replaced = target.at[0, 1].set(draft[0, 1]).at[1, 3].set(draft[1, 3])
+    _, expected = loss.two_term_loss(draft, replaced, revealed, lengths, LossConfig())
+    np.testing.assert_allclose(tied["target_loss"], expected["target_loss"], rtol=1e-6)
+
+
+def test_draft_term_is_the_any_order_likelihood():
+    """Averaged over all `i`, the term is the mean over orders of the chain rule's sum: exact on a small table."""
+    length = 4
+    table = RNG.random((length, length))  # nats of track k with i revealed
+    revealed = jnp.arange(length)
+    nll = jnp.asarray(table, jnp.float32)
+    value = loss.diffusion_loss(nll, revealed, jnp.full(length, length))
+    expected = sum(table[i, i:].sum() / (length - i) for i in range(length)) / length
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+
+
+def test_distance_sums():
+    lengths, revealed = np.array([70, 80]), np.array([2, 40])
+    nll = RNG.random((2, 80))
+    sums, counts = loss.distance_sums(jnp.asarray(nll), jnp.asarray(revealed), jnp.asarray(lengths))
+    expected_sums, expected_counts = np.zeros(8), np.zeros(8)
+    for b in range(2):
+        for k in range(revealed[b], lengths[b]):
+            bucket = max(n for n, low in enumerate(loss.DISTANCES) if low <= k - revealed[b])
+            expected_sums[bucket] += nll[b, k]
+            expected_counts[bucket] += 1
+    np.testing.assert_allclose(sums, expected_sums, rtol=1e-5)
+    np.testing.assert_array_equal(counts, expected_counts)
+    assert len(loss.DISTANCES) == len(loss.DISTANCE_LABELS)
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"draft_weight": -1}, "draft_weight"),
+        ({"target_weight": float("nan")}, "target_weight"),
+        ({"draft_weight": 0, "target_weight": 0}, "nothing would be trained"),
+        ({"freeze_trunk": True, "target_weight": 0}, "freeze_trunk"),
+    ],
+)
+def test_bad_weights_are_named(fields, words):
+    with pytest.raises(ValueError, match=words):
+        LossConfig(**fields)

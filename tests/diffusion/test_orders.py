@@ -1,0 +1,66 @@
+"""Orders and masks."""
+
+import collections
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import scipy.stats
+
+from ssmd_jax.diffusion import masking, orders
+
+
+def row_keys(seed, count):
+    return jax.random.split(jax.random.key(seed), count)
+
+
+def test_uniform_order_is_uniform():
+    """All 24 orders of four positions alike (chi-square), padding last and ascending."""
+    lengths = jnp.full(12_000, 4)
+    order = np.asarray(orders.uniform_order(row_keys(0, 12_000), lengths, 6))
+    assert (order[:, 4:] == [4, 5]).all()
+    counts = collections.Counter(map(tuple, order[:, :4].tolist()))
+    assert set(counts) == set(itertools.permutations(range(4)))
+    assert scipy.stats.chisquare(list(counts.values())).pvalue > 1e-3
+
+
+def test_given_positions_come_first():
+    given = jnp.zeros((2000, 5), bool).at[:, jnp.array([1, 4])].set(True)
+    order = np.asarray(orders.uniform_order(row_keys(1, 2000), jnp.full(2000, 5), 5, given))
+    assert set(map(tuple, order[:, :2].tolist())) == {(1, 4), (4, 1)}
+    assert set(map(tuple, order[:, 2:].tolist())) == set(itertools.permutations([0, 2, 3]))
+    ascending = orders.ascending_order(jnp.array([5, 3]), 5, given[:2].at[1, 4].set(False))
+    assert ascending.tolist() == [[1, 4, 0, 2, 3], [1, 0, 2, 3, 4]]
+
+
+def test_order_depends_on_neither_canvas_nor_batch():
+    keys = row_keys(2, 3)
+    wide = orders.uniform_order(keys, jnp.array([4, 6, 5]), 9)
+    narrow = orders.uniform_order(keys[:1], jnp.array([4]), 4)
+    np.testing.assert_array_equal(wide[0, :4], narrow[0])
+
+
+def test_sequence_order_and_back():
+    order = orders.uniform_order(row_keys(3, 5), jnp.array([7, 3, 7, 1, 5]), 7)
+    values = jnp.arange(35).reshape(5, 7)
+    tracks = orders.to_order_space(values, order)
+    for b, k in itertools.product(range(5), range(7)):
+        assert tracks[b, k] == values[b, order[b, k]]
+    np.testing.assert_array_equal(orders.to_sequence_order(tracks, order), values)
+
+
+def test_mask_suffix():
+    tokens = jnp.array([[1, 2, 3], [1, 2, 3], [1, 2, 3]])
+    assert masking.mask_suffix(tokens, jnp.array([0, 2, 3]), 9).tolist() == [[9, 9, 9], [1, 2, 9], [1, 2, 3]]
+
+
+def test_stratified_number_of_revealed_tokens():
+    """Every value in range, uniform on each row, and evenly spread over each batch."""
+    lengths = jnp.array([8] * 16)
+    draws = np.stack([masking.stratified_num_revealed(jax.random.key(s), lengths) for s in range(400)])
+    for batch in draws:
+        assert np.bincount(batch, minlength=8).tolist() == [2] * 8
+    assert scipy.stats.chisquare(np.bincount(draws[:, 3], minlength=8)).pvalue > 1e-3
+    mixed = np.stack([masking.stratified_num_revealed(jax.random.key(s), jnp.array([1, 2, 5])) for s in range(400)])
+    assert mixed.max(axis=0).tolist() == [0, 1, 4] and not mixed.min(axis=0).any()
