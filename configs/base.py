@@ -120,7 +120,7 @@ def get_config() -> ConfigDict:
     config.mesh.tensor = 1
 
     config.sampling = ConfigDict()
-    # "cosine" or "full".
+    # "cosine", "full", a whole number of tracks ("8"), or "FIRST..LAST" for a linear window.
     config.sampling.window = "cosine"
     # Step of the cosine window, and at most this many verify rounds a pass.
     config.sampling.delta_tau = 0.04

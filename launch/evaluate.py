@@ -4,7 +4,8 @@
     python -m launch.evaluate --workdir=runs/books --settings=plain:0.04,speculative:0.04:8 --num_samples=256
 
 Progress and tables go to standard error; standard output is one line of JSON, which --output keeps in a file too.
-An entry of --settings is plain:WINDOW or speculative:WINDOW:ROUNDS; WINDOW is the step of a cosine window, or "full".
+An entry of --settings is plain:WINDOW or speculative:WINDOW:ROUNDS; WINDOW is the step of a cosine window, "full", or
+FIRST..LAST for a linear one. ":tie_first" and the name of an order, as in speculative:0.04:8:confidence, may follow.
 """
 
 import pathlib

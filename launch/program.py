@@ -16,7 +16,7 @@ from absl import app, flags, logging
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error that is otherwise one sentence.")
 
 # What bad input raises. Anything else is a fault of ours and keeps its traceback.
-BAD_INPUT = (ValueError, OSError, KeyError, ArithmeticError, ImportError)
+BAD_INPUT = (ValueError, OSError, ArithmeticError, ImportError)
 
 
 def sentence(error: BaseException) -> str:

@@ -83,6 +83,30 @@ class FullWindow:
         return (length - np.arange(length)).astype(np.int32)
 
 
+def window_by_name(name: str, delta_tau: float) -> Window:
+    """A window as configs and flags write it.
+
+    Args:
+        name: "cosine", "full", a whole number of tracks, or "FIRST..LAST" for a linear window.
+        delta_tau: step of the cosine window.
+
+    Raises:
+        ValueError: for any other name, or a value out of range.
+    """
+    if name == "cosine":
+        return CosineWindow(delta_tau)
+    if name == "full":
+        return FullWindow()
+    first, dots, last = name.partition("..")
+    try:
+        sizes = (float(first), float(last)) if dots else (int(first),)
+    except ValueError:
+        raise ValueError(
+            f'window must be "cosine", "full", a whole number of tracks or FIRST..LAST, got {name!r}'
+        ) from None
+    return LinearWindow(*sizes) if dots else ConstantWindow(*sizes)
+
+
 def checked_table(window: Window, length: int) -> np.ndarray:
     """The window's table for sequences of `length` tokens, after checking it.
 

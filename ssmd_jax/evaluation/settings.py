@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from ssmd_jax.diffusion.window import ConstantWindow, CosineWindow, FullWindow, Window
-from ssmd_jax.sampling.config import SpeculativeConfig
+from ssmd_jax.diffusion.window import window_by_name
+from ssmd_jax.sampling.config import ORDERS, SpeculativeConfig
 from ssmd_jax.training.config import SamplingConfig
 
 SAMPLERS = ("plain", "speculative")
@@ -34,33 +34,13 @@ class Setting:
             raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
 
 
-def make_window(name: str, delta_tau: float) -> Window:
-    """A window by name.
-
-    Args:
-        name: "cosine", "full", or a whole number of tracks.
-        delta_tau: step of the cosine window.
-
-    Raises:
-        ValueError: for any other name, or a value out of range.
-    """
-    if name == "cosine":
-        return CosineWindow(delta_tau)
-    if name == "full":
-        return FullWindow()
-    try:
-        size = int(name)
-    except ValueError:
-        raise ValueError(f'window must be "cosine", "full" or a whole number of tracks, got {name!r}') from None
-    return ConstantWindow(size)
-
-
 def make_config(sampling: SamplingConfig, *, window: str | None = None, delta_tau=None, **flags) -> SpeculativeConfig:
     """What the config's `sampling` section says, and flags go before it.
 
     Args:
         sampling: the section.
-        window: as `make_window`; None for the section's own, or for "cosine" where `delta_tau` is given.
+        window: as `diffusion.window.window_by_name`; None for the section's own, or "cosine" where `delta_tau` is
+            given.
         delta_tau: step of the cosine window; None for the section's own.
         **flags: other fields of `SpeculativeConfig`; None for the section's own.
 
@@ -71,7 +51,7 @@ def make_config(sampling: SamplingConfig, *, window: str | None = None, delta_ta
         raise ValueError(f"delta_tau belongs to the cosine window, not to window {window!r}: give one of the two")
     name = window or ("cosine" if delta_tau is not None else sampling.window)
     fields = {
-        "window": make_window(name, sampling.delta_tau if delta_tau is None else delta_tau),
+        "window": window_by_name(name, sampling.delta_tau if delta_tau is None else delta_tau),
         "verify_rounds": sampling.verify_rounds,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -85,8 +65,9 @@ def make_config(sampling: SamplingConfig, *, window: str | None = None, delta_ta
 def parse_settings(text: str, sampling: SamplingConfig) -> list[Setting]:
     """Reads a list such as `plain:0.04,speculative:0.04:8,speculative:full:16`.
 
-    Each entry is `plain:WINDOW` or `speculative:WINDOW:ROUNDS`; WINDOW is the step `delta_tau` of a cosine window, or
-    "full". Temperatures, order and the tied first track come from the config's section.
+    Each entry is `plain:WINDOW` or `speculative:WINDOW:ROUNDS`; WINDOW is the step `delta_tau` of a cosine window,
+    "full", or FIRST..LAST. Behind them may stand "tie_first" and the name of an order. What an entry does not say comes
+    from the config's section.
 
     Raises:
         ValueError: naming the entry that cannot be read, or is out of range.
@@ -94,19 +75,23 @@ def parse_settings(text: str, sampling: SamplingConfig) -> list[Setting]:
     settings = []
     for entry in (part.strip() for part in text.split(",")):
         sampler, *rest = entry.split(":")
+        options = [word for word in rest if word == "tie_first" or word in ORDERS]
+        fields = dict(("tie_first", True) if word == "tie_first" else ("order", word) for word in options)
+        rest = [word for word in rest if word not in options]
         expected = {"plain": 1, "speculative": 2}.get(sampler)
         if expected != len(rest):
             raise ValueError(f'setting {entry!r} must be "plain:WINDOW" or "speculative:WINDOW:ROUNDS"')
+        is_cosine = rest[0] != "full" and ".." not in rest[0]
         try:
-            rounds = int(rest[1]) if len(rest) > 1 else sampling.verify_rounds
-            window = {"window": "full"} if rest[0] == "full" else {"delta_tau": float(rest[0])}
+            fields["verify_rounds"] = int(rest[1]) if len(rest) > 1 else sampling.verify_rounds
+            fields |= {"delta_tau": float(rest[0])} if is_cosine else {"window": rest[0]}
         except ValueError:
             raise ValueError(
-                f"setting {entry!r}: the window must be a number or full, the rounds a whole number"
+                f"setting {entry!r}: the window must be a number, full or FIRST..LAST, the rounds a whole number"
             ) from None
         try:
-            config = make_config(sampling, verify_rounds=rounds, **window)
+            config = make_config(sampling, **fields)
         except ValueError as error:
             raise ValueError(f"setting {entry!r}: {error}") from None
-        settings.append(Setting(sampler, " x ".join(rest), config))
+        settings.append(Setting(sampler, " ".join([" x ".join(rest), *options]), config))
     return settings

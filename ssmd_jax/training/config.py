@@ -15,10 +15,10 @@ import ml_collections
 
 from ssmd_jax.data.pipeline import DataConfig
 from ssmd_jax.diffusion.loss import LossConfig
+from ssmd_jax.diffusion.window import window_by_name
 from ssmd_jax.model.config import HybridConfig
 
 OPTIMIZERS = ("adamw", "muon")
-WINDOWS = ("cosine", "full")
 ORDERS = ("random", "left_to_right", "confidence", "entropy")
 
 # What may differ when a run is resumed: nothing here changes what is learned, beyond rounding.
@@ -171,7 +171,7 @@ class SamplingConfig:
     """How the sampling programs draw from this model; training reads none of it (METHOD.md section 5).
 
     Attributes:
-        window: "cosine" or "full".
+        window: "cosine", "full", a whole number of tracks, or "FIRST..LAST" for a linear window.
         delta_tau: step of the cosine window.
         verify_rounds: at most this many verify rounds a trunk pass.
         temperature: of the distribution sampled from.
@@ -191,8 +191,11 @@ class SamplingConfig:
     tie_first: bool = False
 
     def __post_init__(self):
-        _require(self.window in WINDOWS, "sampling.window", f"one of {', '.join(WINDOWS)}", self.window)
         _require(0 < self.delta_tau < math.inf, "sampling.delta_tau", "positive", self.delta_tau)
+        try:
+            window_by_name(self.window, self.delta_tau)
+        except ValueError as error:
+            raise ValueError(f"sampling.window: {error}") from None
         _require(self.verify_rounds >= 1, "sampling.verify_rounds", "at least 1", self.verify_rounds)
         _require(0 <= self.temperature < math.inf, "sampling.temperature", "at least 0", self.temperature)
         _require(0 < self.top_p <= 1, "sampling.top_p", "in (0, 1]", self.top_p)

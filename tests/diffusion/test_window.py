@@ -13,6 +13,7 @@ from ssmd_jax.diffusion.window import (
     checked_table,
     merged_window,
     passes_left,
+    window_by_name,
 )
 
 
@@ -88,3 +89,13 @@ def test_bad_tables_are_refused(values):
 
 def test_good_custom_table():
     assert checked_table(Custom([3, 1, 1]), 3).tolist() == [3, 1, 1]
+
+
+def test_windows_by_name():
+    assert window_by_name("cosine", 0.1) == CosineWindow(0.1)
+    assert window_by_name("full", 0.1) == FullWindow()
+    assert window_by_name("3", 0.1) == ConstantWindow(3)
+    assert window_by_name("1..4.5", 0.1) == LinearWindow(1, 4.5)
+    for name in ("wide", "", "..", "1..", "2.5", "1..2..3"):
+        with pytest.raises(ValueError, match="window must be"):
+            window_by_name(name, 0.1)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ssmd_jax.diffusion.window import ConstantWindow, CosineWindow, FullWindow
+from ssmd_jax.diffusion.window import ConstantWindow, CosineWindow, FullWindow, LinearWindow
 from ssmd_jax.evaluation import settings
 from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.training.config import SamplingConfig
@@ -29,6 +29,8 @@ def test_section_then_flags():
         ({"window": "0"}, "size"),
         ({"window": "-3"}, "size"),
         ({"window": "wide"}, "window"),
+        ({"window": "1..x"}, "window"),
+        ({"window": "0..4"}, "first"),
         ({"window": "full", "delta_tau": 0.1}, "delta_tau"),
         ({"delta_tau": 0.0}, "delta_tau"),
         ({"delta_tau": -0.1}, "delta_tau"),
@@ -51,6 +53,11 @@ def test_list_of_settings():
     assert [(s.sampler, s.label) for s in got] == [("plain", "0.04"), ("speculative", "full x 16")]
     assert got[0].config.window == CosineWindow(0.04) and got[0].config.temperature == 0.9
     assert got[1].config.window == FullWindow() and got[1].config.verify_rounds == 16
+    plain = SamplingConfig()
+    more = settings.parse_settings("speculative:1..8:3:tie_first:confidence,plain:0.1:left_to_right", plain)
+    assert more[0].config == SpeculativeConfig(LinearWindow(1, 8), 3, order="confidence", tie_first=True)
+    assert more[0].label == "1..8 x 3 tie_first confidence"
+    assert more[1].config == SpeculativeConfig(CosineWindow(0.1), 8, order="left_to_right")
     assert len(settings.parse_settings(settings.DEFAULT_SETTINGS, SECTION)) == 16
 
 
