@@ -6,6 +6,7 @@ tokens were revealed at the trunk pass, `a = min(p, q)` (the draft is the true t
 sampler, with the true tokens of tracks `< i` revealed, goes on to output the rest. Everything is in log space.
 """
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -65,6 +66,9 @@ def sampler_log_likelihood(
         these tokens (nan where there are none, 0 where everything is given).
     """
     batch, length, size = draft_log_prob_BxDxS.shape
+    chex.assert_equal_shape([draft_log_prob_BxDxS, target_log_prob_BxDxS])
+    chex.assert_shape(window_BxD, (batch, length))
+    chex.assert_shape([start_B, lengths_B], (batch,))
     offsets_1xS = jnp.arange(size)[None]
     # A round that rejects moves by at least one track: more rounds than tracks are never used.
     rounds = min(verify_rounds, size)

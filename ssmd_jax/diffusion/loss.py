@@ -5,6 +5,7 @@ Everything is in order space and in nats.
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +89,8 @@ def two_term_loss(
     Returns:
         The weighted sum, and `{"draft_loss", "target_loss"}`, all in nats per token.
     """
+    chex.assert_equal_shape([draft_nll_BxD, target_nll_BxD])
+    chex.assert_shape([num_revealed_B, lengths_B], draft_nll_BxD.shape[:1])
     if config.tie_first:
         target_nll_BxD = tie_first_track(draft_nll_BxD, target_nll_BxD, num_revealed_B)
     draft = diffusion_loss(draft_nll_BxD, num_revealed_B, lengths_B)

@@ -6,6 +6,7 @@ noise: ordinary float32 noise truncates the tails and silently lowers the temper
 
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 
@@ -109,7 +110,9 @@ def accept_reject_round(
     Returns:
         A `Round`. Where `offset >= window` nothing is looked at and nothing is rejected.
     """
-    size = drafts_BxS.shape[1]
+    batch, size = drafts_BxS.shape
+    chex.assert_shape([draft_log_prob_BxSxV, target_log_prob_BxSxV], (batch, size, None))
+    chex.assert_shape([round_keys_B, start_B, offset_B, window_B], (batch,))
     accept_keys_B = jax.vmap(lambda key: jax.random.fold_in(key, 0))(round_keys_B)
     replace_keys_B = jax.vmap(lambda key: jax.random.fold_in(key, 1))(round_keys_B)
     offsets_1xS = jnp.arange(size)[None]

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -187,17 +188,15 @@ def test_strict_model_raises_on_misuse():
     strict.draft_logits(newer, start, 2)
 
 
-def test_sweeps_compile_once():
-    """Rounds, budgets and windows of one static size are arrays of the compiled loop."""
+def test_sweeps_compile_once(monkeypatch):
+    """Rounds, budgets and windows of one static size are arrays of the compiled loop: it is traced once."""
     model = tabular_model(8, num_tokens=3)
-    draw = lambda window, rounds, budget: speculative.sample(
-        model, jax.random.key(0), SpeculativeConfig(window, rounds, budget), batch_size=2, length=8
-    )
-    draw(ConstantWindow(3), 1, None)
-    before = speculative._sample._cache_size()
-    draw(LinearWindow(3, 3), 4, None)
-    draw(ConstantWindow(3), 7, None)
-    assert speculative._sample._cache_size() == before
+    loop = chex.assert_max_traces(speculative._sample.__wrapped__, n=1)
+    monkeypatch.setattr(speculative, "_sample", jax.jit(loop, static_argnames=("laws", "size")))
+    for window, rounds in [(ConstantWindow(3), 1), (LinearWindow(3, 3), 4), (ConstantWindow(3), 7)]:
+        speculative.sample(model, jax.random.key(0), SpeculativeConfig(window, rounds), batch_size=2, length=8)
+    with pytest.raises(AssertionError, match="traced"):
+        speculative.sample(model, jax.random.key(0), SpeculativeConfig(ConstantWindow(4), 1), batch_size=2, length=8)
 
 
 @pytest.mark.parametrize(
