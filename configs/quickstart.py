@@ -21,13 +21,16 @@ def get_config() -> ConfigDict:
     config.model.num_heads = 4
     config.model.n_noncausal = 3
     config.model.dtype = "float32"
-    config.optimizer.learning_rate = 4e-3
+    config.model.unroll = 3
+    # Matrices by Muon: after as many tokens AdamW stood at 3.04 and 2.74 bits, this at 2.88 and 2.41 (LOG.md).
+    config.optimizer.name = "muon"
+    config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 50
-    config.training.num_steps = 300
-    config.training.batch_size = 64
-    config.training.log_every = 25
+    config.training.num_steps = 600
+    config.training.batch_size = 32
+    config.training.log_every = 50
     config.training.ema_decay = 0.99
     config.training.eval_every = 0
-    config.training.eval_batches = 16
+    config.training.eval_batches = 32
     config.training.checkpoint_every = 0
     return config
