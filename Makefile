@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 WORKDIR ?= runs/quickstart
-# jax sizes its thread pool by the cores it sees; the programs need no accelerator here.
+# No warnings of the TensorFlow runtime that jaxlib carries.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
 .PHONY: demo test test-slow lint format clean

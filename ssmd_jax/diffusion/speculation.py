@@ -11,25 +11,27 @@ import jax
 import jax.numpy as jnp
 
 
-def shape_log_prob(logits: jax.Array, temperature: float = 1.0, top_p: float = 1.0) -> jax.Array:
+def shape_log_prob(
+    logits: jax.Array, temperature: jax.typing.ArrayLike | None = 1.0, top_p: jax.typing.ArrayLike | None = None
+) -> jax.Array:
     """Log-probabilities of the nucleus of `softmax(logits / temperature)`.
 
     The nucleus is the smallest set of likeliest tokens with total probability at least `top_p`, ties to the smaller
-    id, renormalised. Temperature 0 is one-hot at the first maximum.
+    id, renormalised.
 
     Args:
         logits: `[..., V]`, any float dtype; -inf means probability zero.
-        temperature: at least 0.
-        top_p: in (0, 1].
+        temperature: positive; None for temperature 0, one-hot at the first maximum.
+        top_p: in (0, 1]; None for the whole distribution.
 
     Returns:
         float32 `[..., V]`.
     """
     logits = logits.astype(jnp.float32)
-    if temperature == 0:
+    if temperature is None:
         return jnp.log(jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1]))
     log_prob = jax.nn.log_softmax(logits / temperature, axis=-1)
-    if top_p == 1:
+    if top_p is None:
         return log_prob
     ranked = jnp.argsort(-log_prob, axis=-1, stable=True)
     ranked_prob = jnp.exp(jnp.take_along_axis(log_prob, ranked, axis=-1))

@@ -150,21 +150,22 @@ def passes_left(table: np.ndarray) -> np.ndarray:
     return passes
 
 
-def merged_window(table: np.ndarray, revealed: int, num_passes: int) -> int:
-    """The window at `revealed` when at most `num_passes` passes remain (METHOD.md section 5, fixed budget).
+def merged_table(table: np.ndarray, num_passes: int) -> np.ndarray:
+    """Windows when at most `num_passes` passes remain (METHOD.md section 5, fixed budget).
 
-    If the table needs `R(i) > num_passes`, `ceil(R(i) / num_passes)` consecutive windows are taken as one.
+    Where the table needs `R(i) > num_passes` passes, `ceil(R(i) / num_passes)` consecutive windows are taken as one.
 
     Args:
         table: int `[length]`, a checked table.
-        revealed: `i`, smaller than the length.
         num_passes: at least 1.
 
     Returns:
-        The size of the window.
+        int32 `[length]`.
     """
-    end = revealed
-    for _ in range(-(-int(passes_left(table)[revealed]) // num_passes)):
-        if end < len(table):
-            end += int(table[end])
-    return end - revealed
+    start = np.arange(len(table))
+    merge = -(-passes_left(table)[:-1] // num_passes)
+    sizes = np.append(table, 0)
+    end = start
+    for taken in range(int(merge.max())):
+        end = np.where(taken < merge, end + sizes[end], end)
+    return (end - start).astype(np.int32)

@@ -92,7 +92,7 @@ class HybridConfig:
     @property
     def one_hot(self) -> bool:
         """Whether the embedding is a one-hot product."""
-        return self.embedding == "one_hot" or (self.embedding == "auto" and self.num_tokens < ONE_HOT_LIMIT)
+        return self.embedding == "one_hot" or (self.embedding == "auto" and self.num_tokens <= ONE_HOT_LIMIT)
 
     @property
     def compute_dtype(self) -> jnp.dtype:

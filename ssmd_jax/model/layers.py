@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from ssmd_jax.model.partitioning import constrain
 
-# Below this many tokens an embedding is a product with one-hot vectors: the gradient of a gather from a small table
+# Up to this many tokens an embedding is a product with one-hot vectors: the gradient of a gather from a small table
 # is a scatter-add that serialises on the GPU (METHOD.md section 8).
 ONE_HOT_LIMIT = 512
 

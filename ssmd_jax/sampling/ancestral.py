@@ -38,8 +38,8 @@ def sample(
         ValueError: bad arguments, or a budget below the cost of one pass.
     """
     prompt_BxD, given_BxD, lengths_B = canvas_lib.check_rows(model, batch_size, length, prompt, prompt_mask, lengths)
-    most = budget.max_passes(config.budget_nfe, model.trunk_cost, 0.0)
-    windows, size = budget.windows(config.window, lengths_B, length, most)
+    purse, max_passes = budget.purse(config.budget_nfe, model.trunk_cost, 0.0)
+    windows, size = budget.windows(config.window, lengths_B, length, max_passes)
     return _sample(
         model,
         keys.row_keys(key, batch_size),
@@ -47,20 +47,19 @@ def sample(
         given_BxD,
         None if (lengths_B == length).all() else lengths_B,
         windows,
-        None if config.budget_nfe is None else np.float32(config.budget_nfe),
-        laws=config.laws,
+        purse,
+        config.laws,
         size=size,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("laws", "size"))
+@functools.partial(jax.jit, static_argnames=("size",))
 def _sample(
-    model, row_keys_B, prompt_BxD, given_BxD, lengths_B, windows, budget_nfe, *, laws: Laws, size: int
+    model, row_keys_B, prompt_BxD, given_BxD, lengths_B, windows, purse, laws: Laws, *, size: int
 ) -> SampleResult:
     if lengths_B is None:
         # A NumPy array is known while tracing: the model then needs no key lengths.
         lengths_B = np.full(prompt_BxD.shape[0], prompt_BxD.shape[1], np.int32)
-    purse = budget.Purse(budget_nfe, model.trunk_cost, 0.0)
     canvas = canvas_lib.start(
         row_keys_B, prompt_BxD, given_BxD, lengths_B, model.num_tokens, random_order=laws.order == "random"
     )
@@ -71,11 +70,11 @@ def _sample(
     def one_pass(canvas: Canvas) -> Canvas:
         start_B = canvas.num_revealed_B
         active_B = start_B < lengths_B
-        if purse.budget_nfe is None:
+        if purse.budget is None:
             end_B = start_B + windows.plain(start_B)
         else:
             payable_B = purse.passes_payable(canvas.passes_B, canvas.rounds_B)
-            merged_B = start_B + windows.merged(start_B, payable_B, size)
+            merged_B = start_B + windows.merged(start_B, payable_B)
             end_B = jnp.where(payable_B > 1, merged_B, lengths_B)
 
         context = model.trunk(canvas.tokens_BxD, canvas.positions_BxD, start_B, lengths_B)
@@ -98,7 +97,7 @@ def _sample(
             return canvas_lib.reveal(canvas, tokens_BxS, unverified_BxS, none_BxS, count_B)
 
         # Without a budget one chunk is the whole window; the last pass of a budget may need several.
-        return one_chunk(canvas) if purse.budget_nfe is None else jax.lax.while_loop(has_rest, one_chunk, canvas)
+        return one_chunk(canvas) if purse.budget is None else jax.lax.while_loop(has_rest, one_chunk, canvas)
 
     canvas = jax.lax.while_loop(unfinished, one_pass, canvas)
     return canvas_lib.finish(canvas, model.trunk_cost, 0.0)

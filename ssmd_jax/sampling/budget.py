@@ -1,13 +1,17 @@
 """Windows of a batch, and the fixed compute budget (METHOD.md section 5)."""
 
+import fractions
+import functools
+import math
+
 import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssmd_jax.diffusion.window import Window, checked_table, merged_window, passes_left
+from ssmd_jax.diffusion.window import Window, checked_table, merged_table, passes_left
 
-# Spending is counted in whole passes and rounds: float32 sums of twelfths overshoot integers.
+# A budget that falls short of a whole number of passes and rounds by this much still pays for them.
 TOLERANCE = 1e-4
 
 
@@ -18,29 +22,32 @@ class Windows:
     Attributes:
         table_BxD: int32, `W(i)`; 0 at and past the row's length.
         passes_left_BxD: int32, `R(i)`; 0 at and past the row's length.
+        largest_B: int32, the largest window that the row may take; a row's own, so that it does not depend on the
+            other rows' lengths.
     """
 
     table_BxD: jax.Array
     passes_left_BxD: jax.Array
+    largest_B: jax.Array
 
     def plain(self, num_revealed_B: jax.Array) -> jax.Array:
         """`W(i)`, int32 `[B]`; 0 in finished rows."""
         return _at(self.table_BxD, num_revealed_B)
 
-    def merged(self, num_revealed_B: jax.Array, num_passes_B: jax.Array, size: int) -> jax.Array:
-        """The window when at most `num_passes` can still be paid: several consecutive ones, at most `size`."""
+    def merged(self, num_revealed_B: jax.Array, num_passes_B: jax.Array) -> jax.Array:
+        """The window when at most `num_passes` can still be paid: several consecutive ones, at most `largest`."""
         merge_B = -(-_at(self.passes_left_BxD, num_revealed_B) // jnp.maximum(num_passes_B, 1))
 
         def more(carry):
             taken, end_B = carry
-            return jnp.any((taken < merge_B) & (end_B - num_revealed_B < size) & (self.plain(end_B) > 0))
+            return jnp.any((taken < merge_B) & (end_B - num_revealed_B < self.largest_B) & (self.plain(end_B) > 0))
 
         def take(carry):
             taken, end_B = carry
             return taken + 1, jnp.where(taken < merge_B, end_B + self.plain(end_B), end_B)
 
         _, end_B = jax.lax.while_loop(more, take, (jnp.int32(0), num_revealed_B))
-        return jnp.minimum(end_B - num_revealed_B, size)
+        return jnp.minimum(end_B - num_revealed_B, self.largest_B)
 
 
 def _at(table_BxD: jax.Array, index_B: jax.Array) -> jax.Array:
@@ -48,6 +55,14 @@ def _at(table_BxD: jax.Array, index_B: jax.Array) -> jax.Array:
     inside_B = index_B < table_BxD.shape[1]
     index_B = jnp.minimum(index_B, table_BxD.shape[1] - 1)
     return jnp.where(inside_B, jnp.take_along_axis(table_BxD, index_B[:, None], axis=1)[:, 0], 0)
+
+
+@functools.lru_cache(maxsize=4096)
+def _tables(window: Window, length: int, max_passes: int | None) -> tuple[np.ndarray, np.ndarray, int]:
+    """Table, passes left, and largest window of rows of one length; kept, since every batch asks for them."""
+    table = checked_table(window, length)
+    largest = table if max_passes is None else merged_table(table, max_passes)
+    return table, passes_left(table)[:-1], int(largest.max())
 
 
 def windows(window: Window, lengths_B: np.ndarray, length: int, max_passes: int | None) -> tuple[Windows, int]:
@@ -64,58 +79,65 @@ def windows(window: Window, lengths_B: np.ndarray, length: int, max_passes: int 
     """
     table_BxD = np.zeros((len(lengths_B), length), np.int32)
     passes_BxD = np.zeros((len(lengths_B), length), np.int32)
+    largest_B = np.ones(len(lengths_B), np.int32)
     size = 1
     for row_length in sorted({length, *(int(n) for n in lengths_B)}):
-        table = checked_table(window, row_length)
+        table, passes, largest = _tables(window, row_length, max_passes)
         rows = lengths_B == row_length
         table_BxD[rows, :row_length] = table
-        passes_BxD[rows, :row_length] = passes_left(table)[:-1]
-        largest = table.max()
-        if max_passes is not None:
-            largest = max(merged_window(table, i, max_passes) for i in range(row_length))
-        size = max(size, int(largest))
-    return Windows(jnp.asarray(table_BxD), jnp.asarray(passes_BxD)), size
+        passes_BxD[rows, :row_length] = passes
+        largest_B[rows] = largest
+        size = max(size, largest)
+    return Windows(table_BxD, passes_BxD, largest_B), size
 
 
 @flax.struct.dataclass
 class Purse:
-    """What a row may spend.
+    """What a row may spend, in whole units of which a pass and a round cost whole numbers.
+
+    Float32 sums of twelfths overshoot integers, and at thousands of passes by more than any tolerance.
 
     Attributes:
-        budget_nfe: float scalar; None without a bound.
-        trunk_cost: NFE of a pass.
-        verify_cost: NFE of a round; 0 for the plain sampler.
+        budget: int32 scalar, units; None without a bound.
+        trunk_cost: units of a pass.
+        verify_cost: units of a round; 0 for the plain sampler.
     """
 
-    budget_nfe: jax.Array | None
-    trunk_cost: float = flax.struct.field(pytree_node=False)
-    verify_cost: float = flax.struct.field(pytree_node=False)
+    budget: jax.Array | None
+    trunk_cost: int = flax.struct.field(pytree_node=False)
+    verify_cost: int = flax.struct.field(pytree_node=False)
 
     def passes_payable(self, passes_B: jax.Array, rounds_B: jax.Array) -> jax.Array:
         """How many further passes, with one round each, can be paid; int32 `[B]`. Needs a budget."""
-        left_B = self.budget_nfe + TOLERANCE - (passes_B * self.trunk_cost + rounds_B * self.verify_cost)
-        return jnp.floor(left_B / (self.trunk_cost + self.verify_cost)).astype(jnp.int32)
+        left_B = self.budget - passes_B * self.trunk_cost - rounds_B * self.verify_cost
+        return left_B // (self.trunk_cost + self.verify_cost)
 
     def round_payable(self, passes_B: jax.Array, rounds_B: jax.Array) -> jax.Array:
         """Whether one further round can be paid; bool `[B]`."""
-        if self.budget_nfe is None:
+        if self.budget is None:
             return jnp.ones(passes_B.shape, bool)
-        spent_B = passes_B * self.trunk_cost + (rounds_B + 1) * self.verify_cost
-        return spent_B <= self.budget_nfe + TOLERANCE
+        return passes_B * self.trunk_cost + (rounds_B + 1) * self.verify_cost <= self.budget
 
 
-def max_passes(budget_nfe: float | None, trunk_cost: float, verify_cost: float) -> int | None:
-    """Passes, with one round each, that the whole budget pays; None without a budget.
+def purse(budget_nfe: float | None, trunk_cost: float, verify_cost: float) -> tuple[Purse, int | None]:
+    """The purse of each row, and how many passes with one round each the whole budget pays (None without a budget).
+
+    Args:
+        budget_nfe: NFE, or None for no bound.
+        trunk_cost: NFE of a pass.
+        verify_cost: NFE of a round; 0 for the plain sampler.
 
     Raises:
-        ValueError: if it does not pay one.
+        ValueError: if the budget does not pay one pass and one round.
     """
+    costs = [fractions.Fraction(cost).limit_denominator(10_000) for cost in (trunk_cost, verify_cost)]
+    unit = math.lcm(*(cost.denominator for cost in costs))
+    trunk_units, verify_units = (int(cost * unit) for cost in costs)
     if budget_nfe is None:
-        return None
-    passes = int((budget_nfe + TOLERANCE) // (trunk_cost + verify_cost))
+        return Purse(None, trunk_units, verify_units), None
+    budget = math.floor((budget_nfe + TOLERANCE) * unit)
+    passes = budget // (trunk_units + verify_units)
     if passes < 1:
-        raise ValueError(
-            f"budget_nfe = {budget_nfe:g} does not pay one trunk pass and one verify round, "
-            f"which cost {trunk_cost + verify_cost:g}"
-        )
-    return passes
+        what = "one trunk pass and one verify round, which cost" if verify_units else "one trunk pass, which costs"
+        raise ValueError(f"budget_nfe = {budget_nfe:g} does not pay {what} {trunk_cost + verify_cost:g}")
+    return Purse(np.int32(min(budget, 2**30)), trunk_units, verify_units), passes

@@ -4,8 +4,10 @@ import dataclasses
 import math
 from collections.abc import Callable
 
+import flax
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssmd_jax.diffusion.masking import tie_first_track
 from ssmd_jax.diffusion.speculation import shape_log_prob
@@ -64,39 +66,53 @@ class SpeculativeConfig:
 
     @property
     def laws(self) -> "Laws":
-        """What the compiled loops depend on; the rest they take as arrays."""
-        return Laws(self.temperature, self.top_p, self.draft_temperature, self.order, self.tie_first)
+        """What the compiled loops depend on besides windows, rounds and budget."""
+        return Laws(
+            temperature=None if self.temperature == 0 else np.float32(self.temperature),
+            top_p=None if self.top_p == 1 else np.float32(self.top_p),
+            draft_temperature=np.float32(self.draft_temperature),
+            order=self.order,
+            tie_first=self.tie_first,
+        )
 
 
-@dataclasses.dataclass(frozen=True)
+@flax.struct.dataclass
 class Laws:
     """From logits to the distributions that a sampler draws from; fields as in `SpeculativeConfig`.
 
-    The samplers and the likelihood share these functions, so that they speak of the same law.
+    The samplers and the likelihood share these functions, so that they speak of the same law. Numbers are leaves: a
+    sweep over temperatures compiles nothing anew.
+
+    Attributes:
+        temperature: None for 0, one-hot at the first maximum.
+        top_p: None for 1, everything.
+        draft_temperature: positive.
+        order: static.
+        tie_first: static.
     """
 
-    temperature: float
-    top_p: float
-    draft_temperature: float
-    order: str | Callable
-    tie_first: bool
+    temperature: jax.Array | None
+    top_p: jax.Array | None
+    draft_temperature: jax.Array
+    order: str | Callable = flax.struct.field(pytree_node=False)
+    tie_first: bool = flax.struct.field(pytree_node=False)
 
     @property
     def adaptive(self) -> bool:
         """Whether the masked suffix is re-ordered at every trunk pass."""
         return self.order not in ("random", "left_to_right")
 
-    def plain(self, draft_logits: jax.Array) -> jax.Array:
-        """Log-probabilities of the plain sampler, `[..., V]`."""
-        return shape_log_prob(draft_logits, self.temperature, self.top_p)
+    def plain(self, logits: jax.Array) -> jax.Array:
+        """Log-probabilities of the plain sampler from the draft's logits, `[..., V]`."""
+        return shape_log_prob(logits, self.temperature, self.top_p)
 
     def proposal(self, draft_logits: jax.Array) -> jax.Array:
         """`log p`, what the speculative sampler drafts from, `[..., V]`."""
-        return shape_log_prob(draft_logits / self.draft_temperature, self.temperature, self.top_p)
+        return self.plain(draft_logits / self.draft_temperature)
 
     def target(self, target_logits_BxSxV: jax.Array, draft_logits_BxSxV: jax.Array) -> jax.Array:
         """`log q` of a window's tracks, whose first is the pass's first masked track, `[B, S, V]`."""
         if self.tie_first:
             first_B = jnp.zeros(target_logits_BxSxV.shape[:1], jnp.int32)
             target_logits_BxSxV = tie_first_track(draft_logits_BxSxV, target_logits_BxSxV, first_B)
-        return shape_log_prob(target_logits_BxSxV, self.temperature, self.top_p)
+        return self.plain(target_logits_BxSxV)

@@ -45,7 +45,7 @@ def log_likelihood(
         num_given_B,
         None if full else lengths_B,
         windows.table_BxD,
-        laws=config.laws,
+        config.laws,
         verify_rounds=config.verify_rounds,
         size=size,
     )
@@ -74,9 +74,9 @@ def _check(model, tokens, order, num_given, lengths):
     return tuple(x.astype(np.int32) for x in (tokens_BxD, order_BxD, num_given_B, lengths_B))
 
 
-@functools.partial(jax.jit, static_argnames=("laws", "verify_rounds", "size"))
+@functools.partial(jax.jit, static_argnames=("verify_rounds", "size"))
 def _log_likelihood(
-    model, tokens_BxD, order_BxD, num_given_B, lengths_B, window_BxD, *, laws: Laws, verify_rounds: int, size: int
+    model, tokens_BxD, order_BxD, num_given_B, lengths_B, window_BxD, laws: Laws, *, verify_rounds: int, size: int
 ):
     batch, length = tokens_BxD.shape
     lengths_B = np.full(batch, length, np.int32) if lengths_B is None else lengths_B

@@ -53,8 +53,8 @@ def sample(
         ValueError: bad arguments, or a budget below the cost of one pass and one round.
     """
     prompt_BxD, given_BxD, lengths_B = canvas_lib.check_rows(model, batch_size, length, prompt, prompt_mask, lengths)
-    most = budget.max_passes(config.budget_nfe, model.trunk_cost, model.verify_cost)
-    windows, size = budget.windows(config.window, lengths_B, length, most)
+    purse, max_passes = budget.purse(config.budget_nfe, model.trunk_cost, model.verify_cost)
+    windows, size = budget.windows(config.window, lengths_B, length, max_passes)
     return _sample(
         model,
         keys.row_keys(key, batch_size),
@@ -63,20 +63,19 @@ def sample(
         None if (lengths_B == length).all() else lengths_B,
         windows,
         np.int32(config.verify_rounds),
-        None if config.budget_nfe is None else np.float32(config.budget_nfe),
-        laws=config.laws,
+        purse,
+        config.laws,
         size=size,
     )
 
 
-@functools.partial(jax.jit, static_argnames=("laws", "size"))
+@functools.partial(jax.jit, static_argnames=("size",))
 def _sample(
-    model, row_keys_B, prompt_BxD, given_BxD, lengths_B, windows, verify_rounds, budget_nfe, *, laws: Laws, size: int
+    model, row_keys_B, prompt_BxD, given_BxD, lengths_B, windows, verify_rounds, purse, laws: Laws, *, size: int
 ) -> SampleResult:
     if lengths_B is None:
         # A NumPy array is known while tracing: the model then needs no key lengths.
         lengths_B = np.full(prompt_BxD.shape[0], prompt_BxD.shape[1], np.int32)
-    purse = budget.Purse(budget_nfe, model.trunk_cost, model.verify_cost)
     canvas = canvas_lib.start(
         row_keys_B, prompt_BxD, given_BxD, lengths_B, model.num_tokens, random_order=laws.order == "random"
     )
@@ -87,11 +86,11 @@ def _sample(
     def one_pass(canvas: Canvas) -> Canvas:
         active_B = canvas.num_revealed_B < lengths_B
         start_B = canvas.num_revealed_B
-        if purse.budget_nfe is None:
+        if purse.budget is None:
             window_B = windows.plain(start_B)
         else:
             payable_B = purse.passes_payable(canvas.passes_B, canvas.rounds_B)
-            window_B = windows.merged(start_B, payable_B, size)
+            window_B = windows.merged(start_B, payable_B)
 
         context = model.trunk(canvas.tokens_BxD, canvas.positions_BxD, start_B, lengths_B)
         canvas = canvas.replace(passes_B=canvas.passes_B + active_B)
@@ -118,7 +117,7 @@ def _sample(
             laws,
         )
         canvas = canvas.replace(rounds_B=verified.rounds_B)
-        if purse.budget_nfe is None:
+        if purse.budget is None:
             return canvas_lib.reveal(
                 canvas, verified.tokens_BxS, verified.status_BxS, verified.rejected_BxS, verified.offset_B
             )

@@ -12,8 +12,8 @@ from tests.enumeration import shape
 RNG = np.random.default_rng(0)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.5, 1.0, 2.0])
-@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("temperature", [None, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, None])
 def test_shape_equals_the_twin(temperature, top_p):
     """Rows with ties and with impossible tokens too."""
     logits = RNG.normal(size=(6, 9)).astype(np.float32)
@@ -22,7 +22,7 @@ def test_shape_equals_the_twin(temperature, top_p):
     logits[3, 4:] = -np.inf
     prob = np.exp(shape_log_prob(jnp.asarray(logits), temperature, top_p))
     for row, expected in zip(prob, logits, strict=True):
-        np.testing.assert_allclose(row, shape(expected, temperature, top_p), atol=1e-6)
+        np.testing.assert_allclose(row, shape(expected, temperature or 0.0, top_p or 1.0), atol=1e-6)
 
 
 def test_nucleus_ties_go_to_the_smaller_id():

@@ -11,7 +11,7 @@ from ssmd_jax.diffusion.window import (
     FullWindow,
     LinearWindow,
     checked_table,
-    merged_window,
+    merged_table,
     passes_left,
     window_by_name,
 )
@@ -51,8 +51,9 @@ def test_merged_windows():
     """With n passes left, ceil(R / n) consecutive windows are one."""
     table = ConstantWindow(2).table(10)
     assert passes_left(table).tolist() == [5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0]
-    assert [merged_window(table, 0, n) for n in (1, 2, 3, 4, 5, 9)] == [10, 6, 4, 4, 2, 2]
-    assert merged_window(table, 8, 1) == 2
+    assert [int(merged_table(table, n)[0]) for n in (1, 2, 3, 4, 5, 9)] == [10, 6, 4, 4, 2, 2]
+    assert merged_table(table, 2).tolist() == [6, 6, 4, 4, 4, 4, 2, 2, 2, 1]
+    assert merged_table(table, 1).tolist() == list(range(10, 0, -1))
 
 
 @pytest.mark.parametrize(

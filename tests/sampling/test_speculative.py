@@ -11,7 +11,7 @@ import pytest
 from ssmd_jax.diffusion.window import ConstantWindow, CosineWindow, FullWindow, LinearWindow
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.config import HybridConfig
-from ssmd_jax.sampling import ancestral, keys, speculative
+from ssmd_jax.sampling import ancestral, budget, keys, speculative
 from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.likelihood import log_likelihood
 from tests.model.test_hybrid import random_params
@@ -189,14 +189,40 @@ def test_strict_model_raises_on_misuse():
 
 
 def test_sweeps_compile_once(monkeypatch):
-    """Rounds, budgets and windows of one static size are arrays of the compiled loop: it is traced once."""
+    """Rounds, budgets, temperatures and windows of one static size are arrays of the compiled loop: one trace."""
     model = tabular_model(8, num_tokens=3)
     loop = chex.assert_max_traces(speculative._sample.__wrapped__, n=1)
-    monkeypatch.setattr(speculative, "_sample", jax.jit(loop, static_argnames=("laws", "size")))
-    for window, rounds in [(ConstantWindow(3), 1), (LinearWindow(3, 3), 4), (ConstantWindow(3), 7)]:
-        speculative.sample(model, jax.random.key(0), SpeculativeConfig(window, rounds), batch_size=2, length=8)
+    monkeypatch.setattr(speculative, "_sample", jax.jit(loop, static_argnames=("size",)))
+    draw = lambda *settings, **more: speculative.sample(
+        model, jax.random.key(0), SpeculativeConfig(*settings, **more), batch_size=2, length=8
+    )
+    draw(ConstantWindow(3), 1, 9.0, top_p=0.5)
+    draw(LinearWindow(3, 3), 4, 10.0, temperature=0.7, top_p=0.6)
+    draw(ConstantWindow(3), 7, 12.0, draft_temperature=2.0, top_p=0.9)
     with pytest.raises(AssertionError, match="traced"):
-        speculative.sample(model, jax.random.key(0), SpeculativeConfig(ConstantWindow(4), 1), batch_size=2, length=8)
+        draw(ConstantWindow(4), 1, 9.0, top_p=0.5)
+
+
+def test_budgeted_row_is_independent_of_its_mates_lengths():
+    """The cap of merged windows is a row's own: a shorter mate may need larger ones (here 5 at 11 tokens, 4 at 12)."""
+    model = tabular_model(12, num_tokens=3)
+    config = SpeculativeConfig(CosineWindow(0.2), 1, budget_nfe=3.0)
+    draw = lambda lengths: speculative.sample(
+        model, jax.random.key(0), config, batch_size=32, length=12, lengths=np.array(lengths)
+    )
+    together, mixed = draw([12] * 32), draw([12] * 31 + [11])
+    for b in range(31):
+        assert_rows_equal(together, b, mixed, b, length=12)
+
+
+def test_budgets_are_counted_exactly():
+    """At thousands of passes, twelfths in float32 would miss whole passes."""
+    purse, most = budget.purse(3000.0, 11 / 12, 1 / 12)
+    assert most == 3000
+    spent = np.arange(3000)
+    np.testing.assert_array_equal(purse.passes_payable(spent, spent), 3000 - spent)
+    assert np.asarray(purse.round_payable(np.array([2999]), np.array([2999 + 11, 2999 + 12]))).tolist() == [True, False]
+    assert budget.purse(2.99995, 0.75, 0.25)[1] == 3 and budget.purse(2.999, 0.75, 0.25)[1] == 2
 
 
 @pytest.mark.parametrize(
