@@ -15,7 +15,7 @@ import json
 import os
 import pathlib
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
@@ -118,7 +118,9 @@ def _locked(cache_dir: pathlib.Path, name: str) -> Iterator[None]:
 
 
 def _build_aside(final: pathlib.Path, build: Callable[[pathlib.Path], None]) -> None:
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".partial-{final.name}-", dir=final.parent))
+    # Not by tempfile, whose folders only their owner can read: users may share a cache.
+    partial = final.parent / f".partial-{final.name}-{uuid.uuid4().hex}"
+    partial.mkdir()
     try:
         build(partial)
         try:

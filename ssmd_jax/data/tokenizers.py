@@ -61,9 +61,11 @@ class Tokenizer(abc.ABC):
         Raises:
           ValueError: If an id lies outside [0, V].
         """
-        ids = np.asarray(ids, np.int64).reshape(-1)
-        outside = ids[(ids < 0) | (ids > self.num_tokens)]
-        if outside.size:
+        # Of the dtype they have: a whole split may come here at one byte an id.
+        ids = np.asarray(ids).reshape(-1)
+        ids = ids if ids.dtype.kind in "iu" else ids.astype(np.int64)
+        if ids.size and not 0 <= int(ids.min()) <= int(ids.max()) <= self.num_tokens:
+            outside = ids[(ids < 0) | (ids > self.num_tokens)]
             raise ValueError(
                 f"id {outside[0]} is not of this {self.kind} tokenizer, whose ids are 0 to {self.num_tokens - 1} and "
                 f"the mask id {self.num_tokens}; use the tokenizer that the model was trained with"
@@ -115,7 +117,7 @@ class Text8Tokenizer(Tokenizer):
 
     _ALPHABET = b" abcdefghijklmnopqrstuvwxyz"
     _TO_ID = bytes(max(0, b" abcdefghijklmnopqrstuvwxyz".find(bytes([byte]).lower())) for byte in range(256))
-    _TO_BYTE = np.frombuffer(_ALPHABET, np.uint8)
+    _TO_BYTE = _ALPHABET.ljust(256)
 
     def encode(self, text: str, strict: bool = False) -> np.ndarray:
         if strict:
@@ -137,7 +139,8 @@ class Text8Tokenizer(Tokenizer):
         return ids[keep]
 
     def _decode_run(self, ids: np.ndarray) -> str:
-        return self._TO_BYTE[ids].tobytes().decode("ascii")
+        # Not by indexing, which would widen the ids to eight bytes each.
+        return ids.astype(np.uint8, copy=False).tobytes().translate(self._TO_BYTE).decode("ascii")
 
 
 class ByteTokenizer(Tokenizer):
@@ -153,7 +156,7 @@ class ByteTokenizer(Tokenizer):
         return np.frombuffer(text.encode("utf-8", "replace"), np.uint8).astype(np.int32)
 
     def _decode_run(self, ids: np.ndarray) -> str:
-        return ids.astype(np.uint8).tobytes().decode("utf-8", "replace")
+        return ids.astype(np.uint8, copy=False).tobytes().decode("utf-8", "replace")
 
 
 class SentencePieceTokenizer(Tokenizer):

@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import os
 
 import numpy as np
 import pytest
@@ -79,6 +80,18 @@ def test_a_second_load_builds_nothing_and_says_what_it_holds(corpus, cache_dir, 
     manifest = json.loads((cache_dir / name / "manifest.json").read_text())
     assert manifest["dtype"] == "uint8" and manifest["key"]["tokenizer"] == TEXT8.fingerprint()
     assert manifest["splits"]["train"]["num_tokens"] == len(first["train"].tokens)
+
+
+def test_other_users_may_read_an_entry(corpus, cache_dir):
+    """As far as the umask lets them: a cache may be shared."""
+    before = os.umask(0o027)
+    try:
+        cache.load_tokens(cache_dir, corpus, TEXT8)
+    finally:
+        os.umask(before)
+    (name,) = entries(cache_dir)
+    assert (cache_dir / name).stat().st_mode & 0o777 == 0o750
+    assert {path.stat().st_mode & 0o777 for path in (cache_dir / name).iterdir()} == {0o640}
 
 
 def test_stale_entries_are_built_again(corpus, cache_dir, tmp_path, monkeypatch):

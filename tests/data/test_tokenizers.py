@@ -1,6 +1,7 @@
 import json
 import re
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -86,6 +87,19 @@ def test_the_mask_id_decodes_to_a_placeholder_and_others_are_refused(tokenizer):
     for bad in (-1, mask + 1):
         with pytest.raises(ValueError, match=f"id {bad} is not of this {tokenizer.kind} tokenizer"):
             tokenizer.decode([*ids, bad])
+
+
+@pytest.mark.parametrize("kind", ["text8", "bytes"])
+def test_decoding_a_whole_split_widens_no_ids(kind):
+    """text8's training split is one document of 90 million tokens."""
+    ids = np.arange(1 << 20).astype(np.uint8) % 27
+    tokenizer = tokenizers.make_tokenizer(kind)
+    tracemalloc.start()
+    text = tokenizer.decode(ids)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(text) == len(ids) and text[:2] == tokenizer.decode(ids[:2].astype(np.int64))
+    assert peak < 5 * len(ids)
 
 
 def test_saved_and_loaded(tokenizer, tmp_path):
