@@ -6,6 +6,7 @@ between spaces. A word that touches either end of a sample may be cut there and 
 
 import collections
 import json
+import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -78,8 +79,9 @@ def training_words(records: Records, tokenizer: Tokenizer) -> frozenset[str]:
         words = sorted(count())
         (directory / WORDS_FILE).write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
 
-    # The entry of the tokens is named by all that they depend on, so the words need no other name.
-    return cache.cached(entry.parent, f"words-{MIN_COUNT}-{entry.name}", load, build)
+    # The entry of the tokens is named by all that they depend on; what is counted in them comes on top.
+    rules = cache.key_hash([WORD.pattern, MIN_COUNT, MAX_TOKENS, BLOCK])
+    return cache.cached(entry.parent, f"words-{rules}-{entry.name}", load, build)
 
 
 def frequent_words(texts: Iterable[str], min_count: int = MIN_COUNT) -> frozenset[str]:
@@ -115,7 +117,7 @@ def read_word_list(path) -> frozenset[str]:
     Raises:
         ValueError: if there is no such file, or it holds no words.
     """
-    path = pathlib.Path(path)
+    path = pathlib.Path(os.path.expanduser(path))
     if not path.is_file():
         raise ValueError(f"there is no word list at {path}; give a text file with one word a line")
     words = frozenset(line.strip().lower() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())

@@ -3,6 +3,7 @@
 import collections
 import itertools
 import math
+import re
 import types
 
 import numpy as np
@@ -59,14 +60,26 @@ def test_training_words_are_counted_once(tmp_path, monkeypatch):
     tokenizer = make_tokenizer("text8")
     split = records(["one two one", "two three"], tokenizer, memory_map=tmp_path / "tokens-x" / "train.tokens")
     assert text.training_words(split, tokenizer) == {"one", "two"}
+    count = text.frequent_words
     monkeypatch.setattr(text, "frequent_words", None)  # would fail if called again
     assert text.training_words(split, tokenizer) == {"one", "two"}
+    # by other rules they are counted anew
+    monkeypatch.setattr(text, "frequent_words", count)
+    monkeypatch.setattr(text, "WORD", re.compile("[a-z]"))
+    assert text.training_words(split, tokenizer) == set("eotwn")
+    for name, value in (("BLOCK", 4), ("MAX_TOKENS", 8)):
+        monkeypatch.setattr(text, name, value)
+        before = len(list(tmp_path.iterdir()))
+        text.training_words(split, tokenizer)
+        assert len(list(tmp_path.iterdir())) > before
 
 
-def test_word_list(tmp_path):
+def test_word_list(tmp_path, monkeypatch):
     path = tmp_path / "words"
     path.write_text("Apple\n pear \n\n")
     assert text.read_word_list(path) == {"apple", "pear"}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert text.read_word_list("~/words") == {"apple", "pear"}
     with pytest.raises(ValueError, match="no word list"):
         text.read_word_list(tmp_path / "none")
     path.write_text("\n\n")
