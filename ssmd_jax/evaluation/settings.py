@@ -1,6 +1,7 @@
 """Settings of samplers as users write them: the config's `sampling` section, flags, and short lists of settings."""
 
 import dataclasses
+import re
 
 from ssmd_jax.diffusion.window import window_by_name
 from ssmd_jax.sampling.config import ORDERS, SpeculativeConfig
@@ -49,9 +50,10 @@ def make_config(sampling: SamplingConfig, *, window: str | None = None, delta_ta
     """
     if delta_tau is not None and window not in (None, "cosine"):
         raise ValueError(f"delta_tau belongs to the cosine window, not to window {window!r}: give one of the two")
-    name = window or ("cosine" if delta_tau is not None else sampling.window)
+    if window is None:
+        window = "cosine" if delta_tau is not None else sampling.window
     fields = {
-        "window": window_by_name(name, sampling.delta_tau if delta_tau is None else delta_tau),
+        "window": window_by_name(window, sampling.delta_tau if delta_tau is None else delta_tau),
         "verify_rounds": sampling.verify_rounds,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
@@ -66,8 +68,8 @@ def parse_settings(text: str, sampling: SamplingConfig) -> list[Setting]:
     """Reads a list such as `plain:0.04,speculative:0.04:8,speculative:full:16`.
 
     Each entry is `plain:WINDOW` or `speculative:WINDOW:ROUNDS`; WINDOW is the step `delta_tau` of a cosine window,
-    "full", or FIRST..LAST. Behind them may stand "tie_first" and the name of an order. What an entry does not say comes
-    from the config's section.
+    below 1, or else as `diffusion.window.window_by_name`: a whole number of tracks, "full", or FIRST..LAST. Behind them
+    may stand "tie_first" and the name of an order. What an entry does not say comes from the config's section.
 
     Raises:
         ValueError: naming the entry that cannot be read, or is out of range.
@@ -81,7 +83,7 @@ def parse_settings(text: str, sampling: SamplingConfig) -> list[Setting]:
         expected = {"plain": 1, "speculative": 2}.get(sampler)
         if expected != len(rest):
             raise ValueError(f'setting {entry!r} must be "plain:WINDOW" or "speculative:WINDOW:ROUNDS"')
-        is_cosine = rest[0] != "full" and ".." not in rest[0]
+        is_cosine = rest[0] != "full" and ".." not in rest[0] and not re.fullmatch(r"[+-]?\d+", rest[0])
         try:
             fields["verify_rounds"] = int(rest[1]) if len(rest) > 1 else sampling.verify_rounds
             fields |= {"delta_tau": float(rest[0])} if is_cosine else {"window": rest[0]}
@@ -89,6 +91,11 @@ def parse_settings(text: str, sampling: SamplingConfig) -> list[Setting]:
             raise ValueError(
                 f"setting {entry!r}: the window must be a number, full or FIRST..LAST, the rounds a whole number"
             ) from None
+        if is_cosine and fields["delta_tau"] >= 1:
+            raise ValueError(
+                f"setting {entry!r}: the step of a cosine window is below 1; a whole number counts tracks, and full "
+                "takes all at once"
+            )
         try:
             config = make_config(sampling, **fields)
         except ValueError as error:

@@ -29,6 +29,7 @@ def test_section_then_flags():
         ({"window": "0"}, "size"),
         ({"window": "-3"}, "size"),
         ({"window": "wide"}, "window"),
+        ({"window": ""}, "window"),
         ({"window": "1..x"}, "window"),
         ({"window": "0..4"}, "first"),
         ({"window": "full", "delta_tau": 0.1}, "delta_tau"),
@@ -58,12 +59,17 @@ def test_list_of_settings():
     assert more[0].config == SpeculativeConfig(LinearWindow(1, 8), 3, order="confidence", tie_first=True)
     assert more[0].label == "1..8 x 3 tie_first confidence"
     assert more[1].config == SpeculativeConfig(CosineWindow(0.1), 8, order="left_to_right")
+    assert more[1].label == "0.1 left_to_right"
+    tracks = settings.parse_settings("plain:8,speculative:1:2", plain)
+    assert [s.config.window for s in tracks] == [ConstantWindow(8), ConstantWindow(1)]
+    assert [s.label for s in tracks] == ["8", "1 x 2"]
     assert len(settings.parse_settings(settings.DEFAULT_SETTINGS, SECTION)) == 16
 
 
-@pytest.mark.parametrize(
-    "text", ["", "plain", "plain:0.1:2", "speculative:0.1", "speculative:0.1:two", "plain:x", "best:0.1", "plain:0"]
-)
+BAD_ENTRIES = ["", "plain", "plain:0.1:2", "speculative:0.1", "speculative:0.1:two", "plain:x", "best:0.1", "plain:0"]
+
+
+@pytest.mark.parametrize("text", [*BAD_ENTRIES, "plain:-2", "plain:0.0", "plain:1.5", "plain:8.0", "plain:nan"])
 def test_bad_lists_name_the_entry(text):
     with pytest.raises(ValueError, match="setting"):
         settings.parse_settings(f"plain:0.1,{text}", SECTION)
