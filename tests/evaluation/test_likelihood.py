@@ -86,6 +86,33 @@ def test_batches_do_not_show():
         np.testing.assert_allclose(score(5), score(BATCH), rtol=1e-5)
 
 
+def test_large_vocabularies_are_scored_in_fewer_rows(monkeypatch):
+    """No array of float32 logits passes the bound, and the figures stay what they were."""
+    config = SpeculativeConfig(ConstantWindow(2), 2)
+    scores = {
+        "_draft_rows": lambda: likelihood.draft_nats(MODEL, TOKENS, KEY, draws=4, batch_size=BATCH),
+        "_target_rows": lambda: likelihood.target_nats(MODEL, TOKENS, KEY, num_orders=4, batch_size=BATCH),
+        "log_likelihood": lambda: likelihood.sampler_nats(MODEL, TOKENS, KEY, config, num_orders=4, batch_size=BATCH),
+    }
+    whole = {name: score() for name, score in scores.items()}
+    row = 4 * LENGTH * VOCABULARY
+    monkeypatch.setattr(likelihood, "LOGITS_BYTES", 3 * row - 1)
+    for name, score in scores.items():
+        owner = likelihood.likelihood if name == "log_likelihood" else likelihood
+        scored, batches = getattr(owner, name), []
+
+        def recorded(model, tokens, *args, scored=scored, batches=batches, **kwargs):
+            batches.append(len(tokens))
+            return scored(model, tokens, *args, **kwargs)
+
+        monkeypatch.setattr(owner, name, recorded)
+        np.testing.assert_allclose(score(), whole[name], rtol=1e-5)
+        # a window of two tracks has logits of half a row
+        assert set(batches) == {5 if name == "log_likelihood" else 2}
+    monkeypatch.setattr(likelihood, "LOGITS_BYTES", row // 2)
+    assert likelihood._rows_at_a_time(BATCH, LENGTH, VOCABULARY) == 1
+
+
 def test_sampler_that_verifies_everything_has_the_targets_bound():
     """Window = D and N >= D: exactly `prod_k q_{0,k}`, whatever the draft (METHOD.md section 6, invariant 3)."""
     sizes = {"num_orders": 4, "batch_size": BATCH}
