@@ -4,10 +4,12 @@
     python -m launch.evaluate --workdir=runs/books --settings=plain:0.04,speculative:0.04:8 --num_samples=256
 
 Progress and tables go to standard error; standard output is one line of JSON, which --output keeps in a file too.
-An entry of --settings is plain:WINDOW or speculative:WINDOW:ROUNDS; WINDOW is the step of a cosine window, "full", or
-FIRST..LAST for a linear one. ":tie_first" and the name of an order, as in speculative:0.04:8:confidence, may follow.
+An entry of --settings is plain:WINDOW or speculative:WINDOW:ROUNDS; WINDOW is the step of a cosine window, below 1, or
+a whole number of tracks, "full", or FIRST..LAST for a linear window. ":tie_first" and the name of an order, as in
+speculative:0.04:8:confidence, may follow.
 """
 
+import json
 import pathlib
 import sys
 
@@ -26,23 +28,30 @@ _LIKELIHOOD_SEQUENCES = flags.DEFINE_integer(
     "likelihood_sequences", 32, "Held-out sequences whose likelihood is bounded; 0 for none."
 )
 _ORDERS = flags.DEFINE_integer("orders", 4, "Random orders for each of them.")
+_SPLIT = flags.DEFINE_enum("split", "valid", report.SPLITS, "Which held-out text.")
 _WORD_LIST = flags.DEFINE_string("word_list", None, "Known words, one a line, instead of those of the training text.")
 _SEED = flags.DEFINE_integer("seed", 0, "Root of all random numbers.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the results, as JSON.")
 
 
 def main():
-    return report.evaluate_workdir(
+    if _OUTPUT.value is not None:
+        report.check_output(_OUTPUT.value)
+    results = report.evaluate_workdir(
         _WORKDIR.value,
         settings_text=_SETTINGS.value,
         num_samples=_NUM_SAMPLES.value,
         batch_size=_BATCH_SIZE.value,
         likelihood_sequences=_LIKELIHOOD_SEQUENCES.value,
-        num_orders=_ORDERS.value,
+        orders=_ORDERS.value,
+        split=_SPLIT.value,
         seed=_SEED.value,
         word_list=_WORD_LIST.value,
-        output=_OUTPUT.value,
     )
+    # Printed here, and before it is written: a disk that has filled up meanwhile must not lose long work.
+    print(json.dumps(results), flush=True)
+    if _OUTPUT.value is not None:
+        report.write_output(results, _OUTPUT.value)
 
 
 if __name__ == "__main__":

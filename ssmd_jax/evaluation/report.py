@@ -11,7 +11,7 @@ import jax
 
 import ssmd_jax
 from ssmd_jax.data import pipeline
-from ssmd_jax.data.pipeline import Data
+from ssmd_jax.data.pipeline import Data, Records
 from ssmd_jax.data.tokenizers import Tokenizer
 from ssmd_jax.evaluation import bench, likelihood, tables, text
 from ssmd_jax.evaluation.settings import Setting, make_config, parse_settings
@@ -22,13 +22,28 @@ from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.validation import Validation, make_eval_step, validate
 
+SPLITS = ("valid", "test")
 
-def validation(model: HybridModel, experiment: ExperimentConfig, data: Data) -> Validation:
-    """The training program's validation: the same batches, orders and masks."""
+
+def held_out_records(data: Data, split: str) -> Records:
+    """The records of a split that was not trained on.
+
+    Raises:
+        ValueError: for another split, or where there is no test split.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
+    if split == "test" and data.test is None:
+        raise ValueError("the run's data have no test split (data.test, or data.test_fraction): evaluate split valid")
+    return data.valid if split == "valid" else data.test
+
+
+def validation(model: HybridModel, experiment: ExperimentConfig, records: Records) -> Validation:
+    """The training program's validation: on its records the same batches, orders and masks."""
     training = experiment.training
     eval_step = jax.jit(make_eval_step(HybridTransformer(model.config), experiment.loss))
     batches = pipeline.eval_batches(
-        data.valid, batch_size=training.validation_batch_size, num_batches=training.eval_batches
+        records, batch_size=training.validation_batch_size, num_batches=training.eval_batches
     )
     return validate(eval_step, model.params, batches, jax.random.key(experiment.seed))
 
@@ -56,7 +71,8 @@ def evaluate(
     num_samples: int,
     batch_size: int,
     likelihood_sequences: int,
-    num_orders: int,
+    orders: int,
+    split: str = "valid",
     seed: int = 0,
     words: frozenset[str] | None = None,
     progress: Callable[[str], None] = lambda text: None,
@@ -67,47 +83,49 @@ def evaluate(
         model: the trained model.
         tokenizer: of the model.
         experiment: the run's configuration.
-        data: the run's data; the validation split is what is held out.
+        data: the run's data.
         settings: the samplers to compare.
         config: the sampler whose exact likelihood is computed.
         num_samples: samples a setting.
         batch_size: rows of a batch.
         likelihood_sequences: held-out sequences whose likelihood is bounded; 0 for none.
-        num_orders: random orders for each of them.
+        orders: random orders for each of them.
+        split: "valid" or "test": the text that all figures of held-out text are of.
         seed: of everything random here.
         words: known words; None for those of the training split.
         progress: told of what is done.
 
     Returns:
-        JSON values: "validation", "bounds" (None without likelihood sequences), "data" (figures of held-out text,
-        as many tokens as samples have), "samplers" and "acceptance" (one entry a setting).
+        JSON values: "split", "validation", "bounds" (None without likelihood sequences), "data" (figures of held-out
+        text, as many tokens as samples have), "samplers" and "acceptance" (one entry a setting).
 
     Raises:
-        ValueError: for numbers out of range, before any work, and as the parts do.
+        ValueError: for numbers out of range or a split that is not there, before any work, and as the parts do.
     """
     check_sizes(
         num_samples=num_samples,
         batch_size=batch_size,
         likelihood_sequences=likelihood_sequences,
-        num_orders=num_orders,
+        orders=orders,
     )
+    records = held_out_records(data, split)
     if tokenizer.fingerprint() != data.tokenizer.fingerprint():
         raise ValueError("the data's tokenizer is not the one that the model was trained with")
-    validated = validation(model, experiment, data)
-    progress(f"validation: draft {validated.draft_bits:.3f}, target {validated.target_bits:.3f} bits per token")
+    validated = validation(model, experiment, records)
+    progress(f"{split} split: draft {validated.draft_bits:.3f}, target {validated.target_bits:.3f} bits per token")
     progress(validated.table())
 
     key, found = jax.random.key(seed), None
     if likelihood_sequences:
-        held_out = text.spread_records(data.valid, likelihood_sequences)
+        held_out = text.spread_records(records, likelihood_sequences)
         bounds_key = jax.random.fold_in(key, 0)
         found = likelihood.bounds(
-            model, tokenizer, held_out, bounds_key, config, num_orders=num_orders, batch_size=batch_size
+            model, tokenizer, held_out, bounds_key, config, num_orders=orders, batch_size=batch_size
         )
         progress(tables.bounds_table(found))
 
     words = text.training_words(data.train, tokenizer) if words is None else words
-    reference = text.spread_records(data.valid, num_samples)
+    reference = text.spread_records(records, num_samples)
     of_data = {
         "num_sequences": len(reference),
         "num_words": len(words),
@@ -134,6 +152,7 @@ def evaluate(
         {
             "device": jax.devices()[0].device_kind,
             "seed": seed,
+            "split": split,
             "validation": validated.as_dict(),
             "bounds": found,
             "data": of_data,
@@ -146,21 +165,15 @@ def evaluate(
 
 
 def evaluate_workdir(
-    workdir: os.PathLike | str,
-    *,
-    settings_text: str,
-    word_list: os.PathLike | str | None = None,
-    output: os.PathLike | str | None = None,
-    **options,
+    workdir: os.PathLike | str, *, settings_text: str, word_list: os.PathLike | str | None = None, **options
 ) -> dict[str, Any]:
-    """Evaluates a training run, and keeps the results: what `launch/evaluate.py` does.
+    """Evaluates a training run: what `launch/evaluate.py` does.
 
     Args:
         workdir: of a training run.
         settings_text: the samplers, as `settings.parse_settings` reads them.
         word_list: path of the known words; None for those of the training text.
-        output: file for the results; None for none.
-        **options: sizes and seed, as in `evaluate`.
+        **options: sizes, split and seed, as in `evaluate`.
 
     Returns:
         As `evaluate`, and "workdir".
@@ -168,14 +181,11 @@ def evaluate_workdir(
     Raises:
         ValueError: for bad input, before any long work.
     """
-    output = None if output is None else pathlib.Path(output)
-    if output is not None and not output.parent.is_dir():
-        raise ValueError(f"there is no folder {output.parent} for the output: create it first")
     words = None if word_list is None else text.read_word_list(word_list)
-    model, tokenizer, config = ssmd_jax.load(workdir)
+    model, tokenizer, config = ssmd_jax.load(os.path.expanduser(workdir))
     experiment = ExperimentConfig.from_config_dict(config)
     settings = parse_settings(settings_text, experiment.sampling)
-    check_sizes(**{name: value for name, value in options.items() if name != "seed"})
+    check_sizes(**{name: value for name, value in options.items() if name not in ("seed", "split")})
     results = evaluate(
         model,
         tokenizer,
@@ -187,7 +197,37 @@ def evaluate_workdir(
         progress=lambda line: print(line, file=sys.stderr, flush=True),
         **options,
     )
-    results = {"workdir": str(workdir), **results}
-    if output is not None:
-        output.write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-    return results
+    return {"workdir": str(workdir), **results}
+
+
+def check_output(output: os.PathLike | str) -> None:
+    """Refuses a file for results that cannot be written, before the work whose results it is for.
+
+    Raises:
+        ValueError: saying why.
+    """
+    output = pathlib.Path(os.path.expanduser(output))
+    if not output.parent.is_dir():
+        raise ValueError(f"there is no folder {output.parent} for the output: create it first")
+    try:
+        is_new = not output.exists()
+        # Opened rather than asked for its permissions: they do not know all that may be wrong.
+        with open(output, "a", encoding="utf-8"):
+            pass
+        if is_new:
+            output.unlink()
+    except OSError as error:
+        raise ValueError(f"cannot write the output {output}: {error.strerror}") from None
+
+
+def write_output(results: dict[str, Any], output: os.PathLike | str) -> None:
+    """Writes results as JSON.
+
+    Raises:
+        ValueError: where the file cannot be written.
+    """
+    try:
+        with open(os.path.expanduser(output), "w", encoding="utf-8") as file:
+            file.write(json.dumps(results, indent=2) + "\n")
+    except OSError as error:
+        raise ValueError(f"cannot write the output {output}: {error.strerror}") from None

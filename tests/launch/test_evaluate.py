@@ -17,9 +17,12 @@ def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
     (folder / "words").write_text("the\ncat\n")
     run = [f"--workdir={programs.workdir()}", SETTINGS, *SIZES]
+    few = ["--likelihood_sequences=0", "--num_samples=2", "--settings=plain:8"]
     lines = {
         "full": [*run, f"--output={folder / 'results.json'}"],
         "short": [*run, "--likelihood_sequences=0", f"--word_list={folder / 'words'}", "--settings=plain:0.1"],
+        "test": [*run, *few, "--split=test"],
+        "full disk": [*run, *few, "--output=/dev/full"],
         "no settings": [*run, "--settings="],
         "bad setting": [*run, "--settings=plain:0.1,speculative:0.1:0"],
         "no samples": [*run, "--num_samples=0"],
@@ -28,6 +31,9 @@ def outcomes(tmp_path_factory):
         "negative": [*run, "--likelihood_sequences=-1"],
         "no words": [*run, f"--word_list={folder / 'none'}"],
         "no folder": [*run, f"--output={folder / 'a' / 'b.json'}"],
+        "folder": [*run, f"--output={folder}"],
+        "no file": [*run, f"--output={folder / ('x' * 300)}"],
+        "no split": [*run, "--split=train"],
         "no run": [f"--workdir={folder}"],
     }
     return folder, dict(zip(lines, programs.run("evaluate", list(lines.values())), strict=True))
@@ -79,6 +85,24 @@ def test_parts_can_be_left_out(outcomes):
     assert results["data"]["num_words"] == 2
 
 
+def test_split(outcomes):
+    _, by_name = outcomes
+    status, out, err = by_name["test"]
+    assert status == 0, err
+    results = programs.last_json(out)
+    assert results["split"] == "test" and programs.last_json(by_name["full"][1])["split"] == "valid"
+    assert "test split: draft" in err
+    # a window of 8 tracks
+    assert results["samplers"][0]["passes"] == 2
+
+
+def test_results_are_printed_even_if_they_cannot_be_kept(outcomes):
+    status, out, err = outcomes[1]["full disk"]
+    assert status == 1
+    assert programs.last_json(out)["samplers"]
+    assert err.splitlines()[-1] == "error: cannot write the output /dev/full: No space left on device"
+
+
 @pytest.mark.parametrize(
     ("name", "named"),
     [
@@ -86,10 +110,13 @@ def test_parts_can_be_left_out(outcomes):
         ("bad setting", "speculative:0.1:0"),
         ("no samples", "num_samples"),
         ("no batch", "batch_size"),
-        ("no orders", "orders"),
+        ("no orders", "error: orders must"),
         ("negative", "likelihood_sequences"),
         ("no words", "word list"),
         ("no folder", "output"),
+        ("folder", "cannot write the output"),
+        ("no file", "cannot write the output"),
+        ("no split", "split"),
         ("no run", "workdir"),
     ],
 )
