@@ -3,14 +3,14 @@
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
 
 from ssmd_jax.data.tokenizers import Tokenizer
 from ssmd_jax.evaluation import text
-from ssmd_jax.evaluation.acceptance import acceptance
+from ssmd_jax.evaluation.acceptance import Acceptance, acceptance
 from ssmd_jax.evaluation.settings import Setting
 from ssmd_jax.evaluation.statistics import Estimate, mean
 from ssmd_jax.sampling import ancestral, speculative
@@ -165,12 +165,12 @@ class Comparison(NamedTuple):
 
     Attributes:
         row: its figures.
-        along: acceptance and NFE by fraction revealed, an `Acceptance`.
+        along: acceptance and NFE by fraction revealed.
         tokens: int `[num_samples, length]`, the samples.
     """
 
     row: Row
-    along: Any
+    along: Acceptance
     tokens: np.ndarray
 
 

@@ -51,7 +51,7 @@ def generate(
     Raises:
         ValueError: for bad input, in one sentence.
     """
-    model, tokenizer, config = ssmd_jax.load(workdir)
+    model, tokenizer, config = ssmd_jax.load(os.path.expanduser(workdir))
     experiment = ExperimentConfig.from_config_dict(config)
     setting = Setting(sampler, sampler, make_config(experiment.sampling, **flags))
     length = experiment.length if length is None else length

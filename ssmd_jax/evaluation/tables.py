@@ -23,7 +23,7 @@ def samplers_table(rows: Sequence[Row]) -> str:
     """One line a setting; two standard errors behind the spelling accuracy."""
     header = (
         "sampler",
-        "dtau x N",
+        "setting",
         "NFE",
         "passes",
         "s/batch",
@@ -44,6 +44,20 @@ def samplers_table(rows: Sequence[Row]) -> str:
             _number(2 * row.spelling.standard_error, ".3f"),
             _number(row.unigram_entropy, ".3f"),
             _number(row.acceptance, ".3f"),
+        )
+        lines.append((row.sampler, row.setting, *numbers))
+    return align(lines, num_left=2)
+
+
+def short_table(rows: Sequence[Row]) -> str:
+    """One line a setting, and what a first look needs; seconds are those of a batch."""
+    lines = [("sampler", "setting", "NFE", "seconds", "spelling accuracy", "unigram entropy")]
+    for row in rows:
+        numbers = (
+            _number(row.nfe.value, ".1f"),
+            _number(row.seconds_per_batch, ".3f"),
+            _number(row.spelling.value, ".3f"),
+            _number(row.unigram_entropy, ".3f"),
         )
         lines.append((row.sampler, row.setting, *numbers))
     return align(lines, num_left=2)

@@ -101,6 +101,9 @@ def test_tables_are_aligned():
     lines = tables.samplers_table([each.row for each in compared]).splitlines()
     assert len(lines) == 3 and len({len(line) for line in lines}) == 1
     assert lines[0].startswith("sampler") and lines[1].split()[0] == "plain" and lines[1].split()[-1] == "-"
+    short = tables.short_table([each.row for each in compared]).splitlines()
+    assert len({len(line) for line in short}) == 1 and len(short[0]) <= 80
+    assert [line.split()[:3] for line in short[1:]] == [line.split()[:3] for line in lines[1:]]
     lines = tables.acceptance_table(compared[1].along).splitlines()
     assert len(lines) == 12 and lines[-1].split()[0] == "all"
     assert float(lines[-1].split()[2]) == pytest.approx(compared[1].row.nfe.value, abs=1e-3)

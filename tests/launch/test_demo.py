@@ -24,7 +24,16 @@ def test_demo_goes_on_from_a_finished_run(small, tmp_path, capsys):
     for sample in result["samples"]:
         assert sample in out
     assert [row["sampler"] for row in result["samplers"]] == ["plain", "speculative"]
-    for shown in ("draft", "target", "NFE", "s/batch", "spelling", "unigram", "speculative"):
+    for shown in (
+        "draft",
+        "target",
+        "setting",
+        "NFE",
+        "seconds",
+        "spelling accuracy",
+        "unigram entropy",
+        "speculative",
+    ):
         assert shown in out
     json.dumps(result, allow_nan=False)
 
@@ -38,7 +47,15 @@ def test_interrupted_training_ends_the_demo(tmp_path, monkeypatch):
 
     monkeypatch.setattr(demo.loop, "train", train)
     assert demo.demo(programs.config(), tmp_path) == {"training": {"finished": False}}
-    assert seen == [(programs.config().length, tmp_path)]
+    assert seen == [(programs.config().length, str(tmp_path))]
+
+
+def test_workdir_in_the_home_folder(tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(demo.loop, "train", lambda _, workdir: seen.append(str(workdir)) or {"finished": False})
+    demo.demo(programs.config(), "~/run")
+    assert seen == [str(tmp_path / "run")]
 
 
 def test_workdir_of_another_experiment_is_refused():

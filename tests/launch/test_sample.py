@@ -1,5 +1,6 @@
 """`launch/sample.py`, as its users run it."""
 
+import pathlib
 import subprocess
 import sys
 
@@ -85,6 +86,13 @@ def test_bad_input_is_one_sentence(tmp_path):
     outcomes = programs.run("sample", lines)
     for outcome, named in zip(outcomes, culprits, strict=True):
         programs.check_refused(outcome, named)
+
+
+def test_workdir_in_the_home_folder(monkeypatch):
+    run = pathlib.Path(programs.workdir())
+    monkeypatch.setenv("HOME", str(run.parent))
+    (outcome,) = programs.run("sample", [[f"--workdir=~/{run.name}", "--num_samples=1", "--trace=false"]])
+    assert outcome[0] == 0, outcome
 
 
 def test_runs_as_a_file():
