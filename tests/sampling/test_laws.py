@@ -168,6 +168,18 @@ def test_budget(budget, order):
     assert chi_square(counts_of(result), joint, NUM_SAMPLES) > 1e-3
 
 
+def test_budget_caps_merged_windows():
+    """After rejections fewer passes remain than planned; the window is capped and the rest goes unverified."""
+    model = tabular_model(6, seed=5, trunk_cost=0.5, verify_cost=0.5)
+    config = SpeculativeConfig(LinearWindow(1, 3), 1, budget_nfe=2.0, order="left_to_right")
+    law = Law(model, config, 6)
+    assert law.size == 3 and law._merged(1, 1) == 5, "the cap would never bite here"
+    result = speculative.sample(model, jax.random.key(6), config, batch_size=NUM_SAMPLES, length=6)
+    assert (np.asarray(result.nfe) <= 2 + 1e-4).all() and np.asarray(result.unverified).max() > 2
+    check_totals(result, 6)
+    assert chi_square(counts_of(result), law.joint(), NUM_SAMPLES) > 1e-3
+
+
 @pytest.mark.parametrize("budget", [0.75, 1.5, 2.9])
 def test_budget_of_the_plain_sampler(budget):
     model = tabular_model(LENGTH, seed=5)

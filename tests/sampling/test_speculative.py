@@ -149,7 +149,12 @@ def test_given_positions_come_first_in_random_order():
         assert len(first) == expected and {tuple(sorted(row)) for row in first} == {(2, 5, 9)}
 
 
-@pytest.mark.parametrize("order", ["random", "confidence"])
+def by_position(key, confidence_BxD, entropy_BxD, positions_BxD, num_revealed_B):
+    """An order that would also re-order what is revealed, if it were let."""
+    return positions_BxD
+
+
+@pytest.mark.parametrize("order", ["random", "confidence", by_position])
 @pytest.mark.parametrize("module", [speculative, ancestral], ids=["speculative", "plain"])
 def test_protocol_is_used_as_ruled(module, order):
     """A strict model, run without jit, raises on any use that the contract rules out."""
