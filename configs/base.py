@@ -1,7 +1,4 @@
-"""Defaults that every experiment starts from; not an experiment itself.
-
-Not yet run.
-"""
+"""Defaults that every experiment starts from; not an experiment itself."""
 
 from ml_collections import ConfigDict, config_dict
 

@@ -4,9 +4,10 @@
         --config.data.train='/path/to/books_train_*.txt.xz' --config.data.valid=/path/to/books_valid.txt.xz \\
         --config.data.test=/path/to/books_test.txt.xz
 
-Hardware: one H100, 645 s for 8,000 steps (1.05 G tokens, 1.73 M tokens/s, 25 % of the chip's published peak), jax 0.11.2.
-Expect, on 4,096 validation sequences, a draft loss of 1.808 bits per character (a bound) and a target loss of 1.079 (no
-bound); by distance the target equals the draft at 0 (1.830, 1.833) and falls to 1.285 at 64 and above (draft 2.933).
+Hardware: one H100, 645 s for 8,000 steps (1.05 G tokens, 1.73 M tokens/s, 25 % of the chip's published peak), jax
+0.11.2. Expect, on 4,096 validation sequences, a draft loss of 1.808 bits per character (a bound) and a target loss of
+1.079 (no bound); by distance the target equals the draft at 0 (1.830, 1.833) and falls to 1.285 at 64 and above (draft
+2.933).
 """
 
 from ml_collections import ConfigDict

@@ -17,11 +17,12 @@ from ssmd_jax.data.pipeline import DataConfig
 from ssmd_jax.diffusion.loss import LossConfig
 from ssmd_jax.diffusion.window import window_by_name
 from ssmd_jax.model.config import HybridConfig
+from ssmd_jax.sampling.config import ORDERS
 
 OPTIMIZERS = ("adamw", "muon")
-ORDERS = ("random", "left_to_right", "confidence", "entropy")
 
-# What may differ when a run is resumed: nothing here changes what is learned, beyond rounding.
+# What may differ when a run is resumed: nothing here changes what is learned, beyond rounding. Of the data only the
+# places are free: that they hold the same tokens is checked by `workdir.check_data`.
 FREE_FIELDS = (
     "training.stop_step",
     "training.log_every",
@@ -34,6 +35,11 @@ FREE_FIELDS = (
     "training.init_from",
     "mesh.*",
     "sampling.*",
+    "data.source",
+    "data.train",
+    "data.valid",
+    "data.test",
+    "data.tokenizer_path",
     "data.cache_dir",
     "model.attention",
     "model.remat",
@@ -65,8 +71,8 @@ class OptimizerConfig:
 
     name: str = "adamw"
     learning_rate: float = 1e-3
-    warmup_steps: int = 100
-    final_fraction: float = 0.1
+    warmup_steps: int = 200
+    final_fraction: float = 0.0
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -108,9 +114,9 @@ class TrainingConfig:
             has no causal part, ours starts fresh.
     """
 
-    num_steps: int = 1000
+    num_steps: int = 4000
     stop_step: int = 0
-    batch_size: int = 64
+    batch_size: int = 512
     accumulation: int = 1
     ema_decay: float = 0.999
     log_every: int = 50
@@ -235,6 +241,11 @@ class ExperimentConfig:
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
         if self.loss.freeze_trunk and not self.model.n_causal:
             raise ValueError("loss.freeze_trunk trains the causal part alone, but model.n_causal is 0")
+        if self.loss.tie_first and not self.sampling.tie_first:
+            raise ValueError(
+                "loss.tie_first leaves the target of the first track untrained, and sampling would verify with it: "
+                "set sampling.tie_first too"
+            )
 
     @classmethod
     def from_config_dict(cls, config: Mapping[str, Any]) -> "ExperimentConfig":
@@ -316,8 +327,6 @@ def _typed(value, kind, name: str):
     if float in accepted and isinstance(value, int) and not isinstance(value, bool) and int not in accepted:
         return float(value)
     plain = [getattr(item, "__origin__", item) for item in accepted]
-    if tuple in plain and isinstance(value, list):
-        return tuple(value)
     if (isinstance(value, bool) and bool not in plain) or not isinstance(value, tuple(plain)):
         names = " or ".join(item.__name__ for item in plain if item is not type(None))
         raise ValueError(f"{name} must be of type {names}, got {value!r}")
@@ -331,11 +340,4 @@ def _build(cls, values, section: str, **given):
     allowed = [field.name for field in dataclasses.fields(cls) if field.name not in given]
     _check_names(values, allowed, f"{section}.")
     typed = {name: _typed(value, kinds[name], f"{section}.{name}") for name, value in values.items()}
-    required = [
-        field.name
-        for field in dataclasses.fields(cls)
-        if field.name in allowed and field.default is dataclasses.MISSING and field.name not in typed
-    ]
-    if required:
-        raise ValueError(f"config: {section}.{required[0]} is missing")
     return cls(**given, **typed)

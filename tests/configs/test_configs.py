@@ -1,5 +1,6 @@
 """Every experiment loads, locks, and builds a model."""
 
+import dataclasses
 import importlib
 import pathlib
 
@@ -27,6 +28,14 @@ def test_config_builds_a_model(name):
     assert count == PARAMETERS.get(name, count)
     if name != "base":
         assert "python -m launch.train" in module.__doc__ and f"configs/{name}.py" in module.__doc__
+
+
+def test_the_dataclasses_have_the_defaults_of_base():
+    base = ExperimentConfig.from_config_dict(importlib.import_module("configs.base").get_config())
+    for section in dataclasses.fields(base):
+        value = getattr(base, section.name)
+        if dataclasses.is_dataclass(value):
+            assert value == type(value)(**({"num_tokens": 1} if section.name == "model" else {})), section.name
 
 
 def test_openwebtext_has_the_papers_settings():

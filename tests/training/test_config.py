@@ -24,6 +24,7 @@ def test_json_gives_the_same_back():
         ({"model__num_heads": 3}, "model.width"),
         ({"mesh__fsdp": -1, "mesh__data": -1}, "only one of data, fsdp and tensor"),
         ({"sampling__verify_rounds": 0}, "sampling.verify_rounds must be at least 1"),
+        ({"loss__tie_first": True}, "set sampling.tie_first too"),
         ({"sampling__delta_tau": -1.0}, "sampling.delta_tau must be positive"),
         ({"loss__target_weight": -1.0}, "loss.target_weight"),
         ({"data__tokenizer": "words"}, "words"),
