@@ -21,6 +21,7 @@ def token_losses(
     lengths_B: jax.Array | None,
     key: jax.Array,
     deterministic: bool,
+    deterministic_trunk: bool = False,
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Draws orders and masks, and runs the network once (METHOD.md section 4).
 
@@ -33,6 +34,7 @@ def token_losses(
         lengths_B: int `[B]`, or None where all rows are full.
         key: key of this batch.
         deterministic: no dropout.
+        deterministic_trunk: no dropout in the trunk, whatever `deterministic` says.
 
     Returns:
         Draft and target negative log likelihood by track, nats `[B, D]` each (meaningful on masked tracks alone);
@@ -45,13 +47,25 @@ def token_losses(
     true_BxD = orders.to_order_space(tokens_BxD, order_BxD)
     masked_BxD = masking.mask_suffix(true_BxD, num_revealed_B, network.config.num_tokens)
     rngs = None if deterministic else {"dropout": keys.stream(key, "dropout")}
+    forward = _forward_with_deterministic_trunk if deterministic_trunk else None
     draft_BxDxV, target_BxDxV = network.apply(
-        {"params": params}, masked_BxD, true_BxD, order_BxD, lengths_B, deterministic, rngs=rngs
+        {"params": params}, masked_BxD, true_BxD, order_BxD, lengths_B, deterministic, rngs=rngs, method=forward
     )
     # Padding may hold the mask id, which has no logit; those tracks never count.
     scored_BxD = jnp.minimum(true_BxD, network.config.num_tokens - 1)
     draft_nll_BxD, target_nll_BxD = loss.token_nll(draft_BxDxV, scored_BxD), loss.token_nll(target_BxDxV, scored_BxD)
     return draft_nll_BxD, target_nll_BxD, num_revealed_B, all_lengths_B
+
+
+def _forward_with_deterministic_trunk(
+    network: HybridTransformer, masked_BxD, true_BxD, order_BxD, lengths_B, deterministic: bool
+):
+    """`HybridTransformer.__call__` with dropout in the causal part alone."""
+    h_BxDxC = network.trunk(masked_BxD, order_BxD, lengths_B)
+    draft_BxDxV = network.head(h_BxDxC)
+    u_BxDxC = network.token_free_input(h_BxDxC)
+    target_h_BxDxC, _ = network.causal_full(h_BxDxC, u_BxDxC, true_BxD, order_BxD, lengths_B, deterministic)
+    return draft_BxDxV, network.head(target_h_BxDxC)
 
 
 def loss_fn(
@@ -63,14 +77,14 @@ def loss_fn(
     loss_config: LossConfig,
     deterministic: bool,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The training loss; arguments as `token_losses`.
+    """The training loss; arguments as `token_losses`. A frozen trunk has no dropout: it is to stay what it was.
 
     Returns:
         The weighted loss, and `{"draft_loss", "target_loss"}`, nats per token.
     """
     if loss_config.freeze_trunk:
         params = freeze(params)
-    losses = token_losses(params, network, tokens_BxD, lengths_B, key, deterministic)
+    losses = token_losses(params, network, tokens_BxD, lengths_B, key, deterministic, loss_config.freeze_trunk)
     return loss.two_term_loss(*losses, loss_config)
 
 
@@ -116,6 +130,11 @@ def ema_update(params, ema_params, step: jax.Array, decay: float):
     return optax.incremental_update(params, ema_params, 1.0 - warmed)
 
 
+def _all_finite(tree) -> jax.Array:
+    floats = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.floating)]
+    return jnp.all(jnp.stack([jnp.all(jnp.isfinite(x)) for x in floats]))
+
+
 def make_train_step(
     network: HybridTransformer,
     optimizer: optax.GradientTransformation,
@@ -128,7 +147,8 @@ def make_train_step(
     """The train step `(state, tokens [B, D], root key) -> (state, metrics)`, to be jitted by the caller.
 
     Metrics are device scalars: `loss`, `draft_loss`, `target_loss` (nats per token), `grad_norm` (before clipping),
-    `learning_rate`, and `finite`, false where loss or gradient is not.
+    `learning_rate`, and `finite`, false where the loss, the gradient or a number of the new state is not: losses and
+    gradient speak of the parameters that the step was given, and a good one can still end in a bad update.
     """
 
     def train_step(state: TrainState, tokens_BxD: jax.Array, key: jax.Array):
@@ -143,7 +163,7 @@ def make_train_step(
         metrics |= {
             "grad_norm": grad_norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-            "finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm),
+            "finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & _all_finite((params, opt_state)),
         }
         return TrainState(state.step + 1, params, ema_params, opt_state), metrics
 

@@ -187,6 +187,25 @@ def test_frozen_trunk_stays_and_has_no_optimizer_state():
     assert float(metrics["grad_norm"]) > 0
 
 
+def test_a_frozen_trunk_has_no_dropout():
+    config = tiny.config(model__dropout=0.5, loss__freeze_trunk=True)
+    network = HybridTransformer(config.network_config(27))
+    params = nn.unbox(jax.jit(lambda key: state.init_boxed_params(network, key))(KEY))
+    params = jax.tree.map(lambda x: x + 0.05, params)  # the map that starts at zero would hide the causal part
+    tokens = tiny.data().train[np.arange(8)]
+    loss = jax.jit(step.loss_fn, static_argnums=(1, 5, 6))
+    dropped, whole = (loss(params, network, tokens, None, KEY, config.loss, x)[1] for x in (False, True))
+    np.testing.assert_allclose(dropped["draft_loss"], whole["draft_loss"], rtol=1e-6)
+    assert dropped["target_loss"] != whole["target_loss"]
+
+
+def test_an_update_that_is_not_finite_is_told():
+    _, run, current, tokens, key = make(optimizer__learning_rate=1e39, optimizer__warmup_steps=0)
+    _, metrics = run(current, tokens, key)
+    assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["grad_norm"])
+    assert not metrics["finite"]
+
+
 def test_muon_trains():
     _, run, current, tokens, key = make(optimizer__name="muon")
     losses = []
