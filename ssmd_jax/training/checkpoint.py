@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
@@ -18,6 +19,11 @@ from ssmd_jax.training.state import TrainState
 
 DIRECTORY = "checkpoints"
 DAMAGED = "checkpoints_damaged"
+
+# How one process fared with a checkpoint; the worst of all processes counts.
+_READ, _UNREADABLE, _FAILED = range(3)
+# What file systems and devices say where the machine is at fault and not the checkpoint.
+_NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")
 
 
 class Checkpoints:
@@ -83,7 +89,8 @@ class Checkpoints:
             The state, or None where there is no checkpoint.
 
         Raises:
-            ValueError: where there are checkpoints and none can be read.
+            ValueError: where there are checkpoints and none can be read, or the newest is sound and does not fit.
+            Exception: whatever says that memory or permission is missing; nothing is moved then.
         """
         parts = {"params": abstract.params, "opt_state": abstract.opt_state}
         if abstract.ema_params is not None:
@@ -109,7 +116,7 @@ class Checkpoints:
             Step and parameters, or None where there is no checkpoint.
 
         Raises:
-            ValueError: where there are checkpoints and none can be read.
+            ValueError, Exception: as in `restore`.
         """
         found = self._restore_newest({part: abstract_params}, warn)
         return None if found is None else (found[0], found[1][part])
@@ -117,17 +124,43 @@ class Checkpoints:
     def _restore_newest(self, parts, warn) -> tuple[int, dict, list[int]] | None:
         damaged = []
         for step in reversed(self.steps):
+            path, error = self.directory / str(step), None
             try:
-                return step, self._checkpointer.load_checkpointables(step, parts), damaged
-            except Exception as error:  # whatever a damaged file makes of Orbax or TensorStore
-                damaged.append(step)
-                reason = " ".join(str(error).split())[:200]
-                warn(f"checkpoint {self.directory / str(step)} cannot be read, trying the one before it ({reason})")
+                loaded = self._checkpointer.load_checkpointables(step, parts)
+            except Exception as caught:  # whatever a damaged file makes of Orbax or TensorStore
+                error = caught
+            own = _READ if error is None else _UNREADABLE if _may_be_damage(error) else _FAILED
+            outcome = _worst_of_all_processes(own)
+            if outcome == _READ:
+                return step, loaded, damaged
+            if outcome == _FAILED:
+                raise error if own == _FAILED else OSError(f"another process has failed to read checkpoint {path}")
+            if misfit := self._misfit(step, parts):
+                raise ValueError(f"checkpoint {path} does not fit this model and optimizer: {misfit}") from error
+            damaged.append(step)
+            reason = " ".join(str(error or "by another process").split())[:200]
+            warn(f"checkpoint {path} cannot be read, trying the one before it ({reason})")
         if damaged:
             raise ValueError(
                 f"none of the checkpoints in {self.directory} can be read (steps {', '.join(map(str, damaged))}); "
                 "restore one from a copy, or train in a new workdir"
             )
+        return None
+
+    def _misfit(self, step: int, parts) -> str | None:
+        """The first array whose shape in a checkpoint is another than in `parts`; None where nobody can tell."""
+        try:
+            saved_parts = self._checkpointer.checkpointables_metadata(step).metadata
+        except Exception:  # damaged too
+            return None
+        for part, abstract in parts.items():
+            if abstract is None or saved_parts.get(part) is None:
+                continue
+            saved, wanted = _shapes(saved_parts[part]), _shapes(abstract)
+            for name in sorted(saved | wanted):
+                if saved.get(name) != wanted.get(name):
+                    have, want = saved.get(name, "absent"), wanted.get(name, "absent")
+                    return f"{part}/{name} is {have} there and {want} here"
         return None
 
     def _set_aside(self, step: int) -> None:
@@ -139,6 +172,26 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("damaged checkpoint set aside")
         self._checkpointer.reload()
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
+    return {name(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(tree)}
+
+
+def _may_be_damage(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, MemoryError | PermissionError) or any(code in str(error) for code in _NOT_DAMAGE):
+            return False
+        error = error.__cause__ or error.__context__
+    return True
+
+
+def _worst_of_all_processes(outcome: int) -> int:
+    # Processes that went on from different checkpoints would train different models, or wait for each other forever.
+    if jax.process_count() == 1:
+        return outcome
+    return int(np.max(multihost_utils.process_allgather(np.int32(outcome))))
 
 
 def has_checkpoints(workdir: os.PathLike | str) -> bool:

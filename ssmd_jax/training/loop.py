@@ -14,7 +14,7 @@ import numpy as np
 from ssmd_jax.data import pipeline
 from ssmd_jax.data.pipeline import Data
 from ssmd_jax.model.hybrid import HybridTransformer
-from ssmd_jax.training import flops, keys, loading, sharding, workdir
+from ssmd_jax.training import checkpoint, flops, keys, loading, sharding, workdir
 from ssmd_jax.training import optimizer as optimizers
 from ssmd_jax.training import state as states
 from ssmd_jax.training.checkpoint import Checkpoints
@@ -27,7 +27,7 @@ from ssmd_jax.training.validation import Validation, make_eval_step, validate
 
 
 class NonFiniteLossError(ArithmeticError):
-    """Loss or gradient became infinite or NaN; the message names the last good checkpoint."""
+    """Loss, gradient or state became infinite or NaN; the message names the last good checkpoint."""
 
 
 def train(
@@ -42,19 +42,22 @@ def train(
 
     Returns:
         Summary: `step`, `finished`, `stopped_by` ("SIGTERM" or None), `resumed_from` (step or None), `num_params`,
-        `train_loss` (nats per token, mean since the last line of metrics; None where no step was made), the
+        `train_loss` (nats per token, mean over the last line of metrics; None where no step was made), the
         validation's `valid_draft_loss`, `valid_target_loss` (nats per token), `valid_draft_bits`,
         `valid_target_bits`, `valid_draft_bits_by_distance`, `valid_target_bits_by_distance` (None where there was
-        none), `seconds`, `tokens_per_second`, `workdir`.
+        none), `seconds`, `tokens_per_second` (without the first step, which compiles; None where there was no other),
+        `workdir`.
 
     Raises:
-        ValueError: for bad input: config, mesh, batch size, another run's workdir, data too small; one sentence.
+        ValueError: for bad input: config, mesh, batch size, another run's workdir or data, data too small; one
+            sentence.
         FileNotFoundError: where data are missing.
-        NonFiniteLossError: where loss or gradient is no longer finite. Nothing of that state is saved.
+        NonFiniteLossError: where loss, gradient or state is no longer finite. Nothing of that state is saved.
         KeyboardInterrupt: on Ctrl-C, after the state has been saved.
     """
     if not isinstance(config, ExperimentConfig):
         config = ExperimentConfig.from_config_dict(config)
+    directory = os.path.expanduser(directory)  # the shell leaves the `~` of `--workdir=~/run` to us
     # All that can be refused is refused before anything is written.
     mesh = sharding.make_mesh(config.mesh)
     training = config.training
@@ -65,17 +68,27 @@ def train(
     workdir.check_config(directory, config)
     data = pipeline.load_data(config.data, config.length) if data is None else data
     workdir.check_tokenizer(directory, data.tokenizer)
+    identity = workdir.identity(data)
+    workdir.check_data(directory, identity)
     run = _Run(config, mesh, data)
-    next(run.validation_batches())
+    run.check_batches()
+    if not checkpoint.has_checkpoints(directory):
+        run.load_other_params()
     pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-        workdir.write(directory, config, data.tokenizer)
+        workdir.write(directory, config, data.tokenizer, identity)
     rules = sharding.rules_for(mesh, data.tokenizer.num_tokens)
-    with sharding.activate(mesh, rules), contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(
-            Checkpoints(directory, keep_last=training.keep_last, keep_every=training.keep_every)
-        )
-        return run.go(checkpoints, directory, stack)
+    # Outermost: a signal can end neither the last validation nor the last save.
+    with Interrupts() as interrupts:
+        with sharding.activate(mesh, rules), contextlib.ExitStack() as stack:
+            checkpoints = stack.enter_context(
+                Checkpoints(directory, keep_last=training.keep_last, keep_every=training.keep_every)
+            )
+            summary = run.go(checkpoints, directory, interrupts, stack)
+        summary["stopped_by"] = summary["stopped_by"] or interrupts.agreed(is_meeting=True)
+    if summary["stopped_by"] == "SIGINT":
+        raise KeyboardInterrupt
+    return summary
 
 
 class _Run:
@@ -83,6 +96,8 @@ class _Run:
 
     def __init__(self, config: ExperimentConfig, mesh: jax.sharding.Mesh, data: Data):
         self.config, self.mesh, self.data = config, mesh, data
+        self.warnings: list[str] = []  # said as soon as there is somebody to say them
+        self._other_params = None
         self.network = HybridTransformer(config.network_config(data.tokenizer.num_tokens))
         training, use_ema = config.training, config.training.ema_decay > 0
         schedule = optimizers.make_schedule(config.optimizer, training.num_steps)
@@ -116,37 +131,56 @@ class _Run:
         )
         self.flops_per_token = flops.train_flops_per_token(self.network.config, config.length, config.loss.freeze_trunk)
 
-    def first_state(self, checkpoints: Checkpoints, warn) -> tuple[TrainState, int | None]:
+    def first_state(self, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:
         """The state to start from, and the step it was resumed from. In order of precedence:
 
         1. the newest readable checkpoint of the workdir;
         2. the weights of the run that `training.init_from` names, everything else fresh;
         3. a fresh state from the seed.
         """
-        restored = checkpoints.restore(self.abstract, warn)
+        restored = checkpoints.restore(self.abstract, self.warnings.append)
         if restored is not None:
             return restored, int(restored.step)
         state = self.init(self.root_key)
         if self.config.training.init_from:
-            params = self._other_params(state.params, warn)
+            self.load_other_params()
+            # Where that run has no causal part, ours starts fresh.
+            params = state.params | jax.device_put(self._other_params, states.shardings_of(self._other_abstract()))
+            self._other_params = None  # its buffers are the state's now, or not needed any more
             state = state.replace(params=params)
             if state.ema_params is not None:
                 state = state.replace(ema_params=jax.tree.map(jax.numpy.copy, params))
         elif self.config.loss.freeze_trunk:
-            warn("the trunk is frozen as it was initialised at random: training.init_from names no trained one")
+            self.warnings.append(
+                "the trunk is frozen as it was initialised at random: training.init_from names no trained one"
+            )
         return state, None
 
-    def _other_params(self, fresh, warn):
+    def load_other_params(self) -> None:
+        """Loads the weights of the run that `training.init_from` names, unless there is none or they are loaded.
+
+        Raises:
+            ValueError: where there are none, or they do not fit.
+        """
         path = self.config.training.init_from
-        params, tokenizer, _ = loading.load_params(path, warn)
+        if not path or self._other_params is not None:
+            return
+        params, tokenizer, _ = loading.load_params(os.path.expanduser(path), self.warnings.append)
         if tokenizer.fingerprint() != self.data.tokenizer.fingerprint():
             raise ValueError(f"training.init_from {path} was trained with another tokenizer than data gives")
-        if "causal" not in params and "causal" in fresh:
-            params = {**params, "causal": fresh["causal"]}
+        self._other_params = params
         shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
-        if shapes(params) != shapes(fresh):
+        if shapes(params) != shapes(self._other_abstract()):
             raise ValueError(f"training.init_from {path} has parameters of other shapes: make the model sections agree")
-        return jax.device_put(params, states.shardings_of(self.abstract.params))
+
+    def _other_abstract(self):
+        fresh = () if "causal" in self._other_params else ("causal",)
+        return {name: part for name, part in self.abstract.params.items() if name not in fresh}
+
+    def check_batches(self) -> None:
+        """Raises `ValueError` where a split is too small for a batch."""
+        _close(self.train_batches(0))
+        next(self.validation_batches())
 
     def train_batches(self, start_step: int) -> Iterator[np.ndarray]:
         """This process's rows of each global batch from a step on."""
@@ -174,23 +208,24 @@ class _Run:
         batches = (sharding.to_devices(self.mesh, batch) for batch in self.validation_batches())
         return validate(self.eval_step, state.eval_params, batches, self.root_key)
 
-    def go(self, checkpoints: Checkpoints, directory, stack: contextlib.ExitStack) -> dict[str, Any]:
-        """Trains until the last step, a signal, or a loss that is not finite."""
-        training, warnings = self.config.training, []
-        state, resumed_from = self.first_state(checkpoints, warnings.append)
+    def go(
+        self, checkpoints: Checkpoints, directory, interrupts: Interrupts, stack: contextlib.ExitStack
+    ) -> dict[str, Any]:
+        """Trains until the last step, a signal, or a number that is not finite."""
+        training = self.config.training
+        state, resumed_from = self.first_state(checkpoints)
         start = resumed_from or 0
         is_writer = jax.process_index() == 0
         writer = stack.enter_context(
             MetricWriter(directory, start_step=start, last_step=training.last_step, is_writer=is_writer)
         )
-        for text in warnings:
+        for text in self.warnings:
             writer.say(text)
         num_params = states.count_params(state.params)
         origin = f"resumed from step {start}" if resumed_from else "from the start"
         writer.say(f"{num_params:,} parameters, {self.mesh.size} x {jax.devices()[0].device_kind}, {origin}")
-        interrupts = stack.enter_context(Interrupts())
         batches = self.train_batches(start)
-        stack.callback(getattr(batches, "close", lambda: None))
+        stack.callback(_close, batches)
         meter = _Meter(self, writer, checkpoints, start)
         validation, began = None, time.monotonic()
         step, stopped_by, pending = start, None, None
@@ -209,6 +244,7 @@ class _Run:
             if due(training.checkpoint_every) or at_end:
                 checkpoints.save(state)
             if stopped_by is not None:
+                meter.flush()
                 break
             if due(training.eval_every) or at_end:
                 with meter.paused():
@@ -216,8 +252,6 @@ class _Run:
         if stopped_by is not None:
             checkpoints.wait()
             writer.say(f"{stopped_by}: saved at step {step}; the same command goes on from there")
-            if stopped_by == "SIGINT":
-                raise KeyboardInterrupt
         elif validation is None:
             validation = self._validated(state, step, writer)
         summary = {
@@ -231,9 +265,8 @@ class _Run:
             "tokens_per_second": meter.last_rate,
             "workdir": str(directory),
         }
-        return summary | (
-            {} if validation is None else {f"valid_{name}": value for name, value in validation.as_dict().items()}
-        )
+        values = dict.fromkeys(Validation.names()) if validation is None else validation.as_dict()
+        return summary | {f"valid_{name}": value for name, value in values.items()}
 
     def _validated(self, state: TrainState, step: int, writer: MetricWriter) -> Validation:
         result = self.validate(state)
@@ -245,13 +278,18 @@ class _Run:
         return result
 
 
+def _close(batches: Iterator[np.ndarray]) -> None:
+    getattr(batches, "close", lambda: None)()
+
+
 class _Meter:
     """Reads the steps' metrics, stops at one that is not finite, and writes their means every `log_every` steps."""
 
     def __init__(self, run: _Run, writer: MetricWriter, checkpoints: Checkpoints, start_step: int):
         self._run, self._writer, self._checkpoints = run, writer, checkpoints
-        self._since, self._values = start_step, []
-        self._clock = time.monotonic()
+        self._step, self._values = start_step, []
+        # Step and time from which tokens per second are counted: the end of the first step, which compiles.
+        self._since, self._clock = None, 0.0
         self.last_loss, self.last_rate = None, None
 
     @contextlib.contextmanager
@@ -265,7 +303,7 @@ class _Meter:
         """Takes the metrics of a step; waits for it.
 
         Raises:
-            NonFiniteLossError: where loss or gradient is not finite.
+            NonFiniteLossError: where loss, gradient or the state after the step is not finite.
         """
         if pending is None:
             return
@@ -274,32 +312,48 @@ class _Meter:
         if not values.pop("finite"):
             self._checkpoints.wait()
             saved = self._checkpoints.steps
-            good = f"the last good checkpoint is {self._checkpoints.directory / str(saved[-1])}" if saved else None
+            directory = self._checkpoints.directory
+            # The same workdir refuses another rate, and the same rate would end in the same way.
+            advice = "train in a new workdir with a lower optimizer.learning_rate or more optimizer.warmup_steps"
             raise NonFiniteLossError(
-                f"loss or gradient is not finite at step {step} (loss {values['loss']}, gradient norm "
-                f"{values['grad_norm']}); {good or 'there is no checkpoint yet'}; lower optimizer.learning_rate "
-                "or raise optimizer.warmup_steps"
+                f"loss, gradient or update is not finite at step {step} (loss {values['loss']}, gradient norm "
+                f"{values['grad_norm']}); {advice}"
+                + (
+                    f"; training.init_from={directory.parent} starts from the weights of the last good checkpoint, "
+                    f"{directory / str(saved[-1])}"
+                    if saved
+                    else "; there is no checkpoint yet"
+                )
             )
+        if self._since is None:
+            self._since, self._clock = step, time.monotonic()
+        self._step = step
         self._values.append(values)
         self._writer.advance(step)
         training = self._run.config.training
         if step % training.log_every == 0 or step == training.last_step:
-            self._write(step)
+            self.flush()
 
-    def _write(self, step: int) -> None:
-        now = time.monotonic()
+    def flush(self) -> None:
+        """Writes the means of the steps read since the last line, where there are any."""
+        if not self._values:
+            return
+        step, now = self._step, time.monotonic()
         means = {name: float(np.mean([values[name] for values in self._values])) for name in self._values[0]}
         means["learning_rate"] = float(self._values[-1]["learning_rate"])
         config = self._run.config
-        rate = (step - self._since) * config.training.batch_size * config.length / (now - self._clock)
-        means["tokens_per_second"] = rate
-        peak = flops.peak_flops(self._run.mesh.devices.flat[0])
-        if peak is not None:
-            means["model_flops_utilization"] = rate * self._run.flops_per_token / (peak * self._run.mesh.size)
+        speed = ""
+        if step > self._since:
+            rate = (step - self._since) * config.training.batch_size * config.length / (now - self._clock)
+            means["tokens_per_second"] = rate
+            peak = flops.peak_flops(self._run.mesh.devices.flat[0])
+            if peak is not None:
+                means["model_flops_utilization"] = rate * self._run.flops_per_token / (peak * self._run.mesh.size)
+            speed, self.last_rate = f", {rate:,.0f} tokens/s", round(rate, 1)
         note = (
             f"draft {means['draft_loss'] / math.log(2):.3f}, target {means['target_loss'] / math.log(2):.3f} "
-            f"bits per token, gradient {means['grad_norm']:.2f}, {rate:,.0f} tokens/s"
+            f"bits per token, gradient {means['grad_norm']:.2f}{speed}"
         )
         self._writer.write(step, "train", means, note)
         self._since, self._values, self._clock = step, [], now
-        self.last_loss, self.last_rate = means["loss"], round(rate, 1)
+        self.last_loss = means["loss"]

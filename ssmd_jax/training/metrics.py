@@ -41,7 +41,7 @@ class MetricWriter:
         if not is_writer:
             return
         path = pathlib.Path(workdir) / FILE
-        _drop_after(path, start_step)
+        self._written = _drop_after(path, start_step)
         self._file = path.open("a", encoding="utf-8")
         if tensorboardX is None:
             self.say("TensorBoard files are not written: tensorboardX is not installed")
@@ -86,17 +86,20 @@ class MetricWriter:
         Args:
             step: steps done.
             kind: "train" or "valid".
-            values: numbers by name; a list of numbers is allowed, for the JSONL file alone.
+            values: numbers by name; a list of numbers is allowed, for the JSONL file alone. Nothing goes to the files
+                where they hold this kind of this step already: a finished run was run again.
             note: the same in words; beside the progress bar, or else as a line.
         """
         if not self._is_writer:
             return
-        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                if isinstance(value, int | float):
-                    self._board.add_scalar(f"{kind}/{name}", value, step)
+        if (step, kind) not in self._written:
+            self._written.add((step, kind))
+            self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+            self._file.flush()
+            if self._board is not None:
+                for name, value in values.items():
+                    if isinstance(value, int | float):
+                        self._board.add_scalar(f"{kind}/{name}", value, step)
         if self._progress is not None and kind == "train":
             self._progress.update(self._task, completed=step, note=note)
         else:
@@ -111,16 +114,20 @@ class MetricWriter:
                 sink.close()
 
 
-def _drop_after(path: pathlib.Path, step: int) -> None:
+def _drop_after(path: pathlib.Path, step: int) -> set[tuple[int, str]]:
+    """Drops the lines of later steps; step and kind of those that are left."""
     if not path.exists():
-        return
-    kept = []
+        return set()
+    kept, written = [], set()
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
-            if json.loads(line)["step"] <= step:
+            values = json.loads(line)
+            if values["step"] <= step:
                 kept.append(line + "\n")
+                written.add((values["step"], values["kind"]))
         except ValueError:
             continue  # the last line of a run that was killed while writing it
     part = path.with_suffix(".part")
     part.write_text("".join(kept), encoding="utf-8")
     os.replace(part, path)
+    return written

@@ -56,6 +56,11 @@ class Validation(NamedTuple):
             "target_bits_by_distance": plain(self.target_by_distance),
         }
 
+    @classmethod
+    def names(cls) -> list[str]:
+        """The keys of `as_dict`."""
+        return list(cls(0.0, 0.0, [], []).as_dict())
+
     def table(self) -> str:
         """The distance table as text."""
         row = lambda name, cells: f"  {name:<14}" + "".join(f"{cell:>8}" for cell in cells)

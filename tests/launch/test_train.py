@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -39,23 +40,34 @@ def command(tmp_path, text, *extra):
     return [sys.executable, "-m", "launch.train", *arguments, cache, *SMALL, *extra]
 
 
-def test_trains_then_sigterm_saves_and_the_same_command_resumes(tmp_path, text):
-    line = command(tmp_path, text, "--config.training.num_steps=100000")
+def interrupted(line, metrics, number):
+    """Status, standard output and standard error of a run that gets a signal two lines of metrics later."""
+    count = lambda: len(metrics.read_text().splitlines()) if metrics.exists() else 0
+    enough = count() + 2
     process = subprocess.Popen(
         line, cwd=ROOT, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    metrics = tmp_path / "run" / "metrics.jsonl"
     deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None:
-        if metrics.exists() and len(metrics.read_text().splitlines()) >= 2:
-            break
+    while time.monotonic() < deadline and process.poll() is None and count() < enough:
         time.sleep(0.1)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(number)
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
+    return process.returncode, out, err
+
+
+def test_sigterm_and_ctrl_c_save_and_the_same_command_resumes(tmp_path, text, monkeypatch):
+    monkeypatch.setitem(ENVIRONMENT, "HOME", str(tmp_path))
+    line = command(tmp_path, text, "--config.training.num_steps=100000", "--workdir=~/run")
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    status, out, err = interrupted(line, metrics, signal.SIGTERM)
+    assert status == 0, err
     summary = json.loads(out.splitlines()[-1])
     assert summary["stopped_by"] == "SIGTERM" and summary["step"] >= 2 and not summary["finished"]
     assert f"SIGTERM: saved at step {summary['step']}" in err
+    status, out, err = interrupted(line, metrics, signal.SIGINT)
+    assert status == 130 and out == "", err
+    assert f"resumed from step {summary['step']}" in err
+    summary["step"] = int(re.search(r"SIGINT: saved at step (\d+)", err)[1])
     stop = summary["step"] + 1
     script = ["-m", "launch.train"]
     at = line.index("launch.train") - 1

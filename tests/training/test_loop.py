@@ -4,8 +4,10 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import subprocess
 import sys
+import types
 
 import jax
 import numpy as np
@@ -13,7 +15,7 @@ import pytest
 
 import ssmd_jax
 from ssmd_jax.sampling.interface import SpeculativeModel
-from ssmd_jax.training import checkpoint, loop
+from ssmd_jax.training import checkpoint, loop, state, step, workdir
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -146,6 +148,44 @@ def test_another_tokenizer_is_refused(runs):
         loop.train(tiny.config_dict(**FIELDS), runs["a"], other)
 
 
+def test_other_data_are_refused_and_moved_ones_accepted(tmp_path):
+    """The same words in another file go on; other words of the same size, or more of them, do not."""
+    (tmp_path / "old").mkdir()
+    (tmp_path / "moved").mkdir()
+    documents = [f"{word} sat on the mat and the dog ran off again " * 8 for word in ("cat", "cow", "hen", "pig") * 10]
+    fields = FIELDS | {"training__eval_every": 0, "data__cache_dir": str(tmp_path / "cache")}
+    train = lambda name, stop: loop.train(
+        tiny.config_dict(data__source=str(tmp_path / name), training__stop_step=stop, **fields), tmp_path / "run"
+    )
+    (tmp_path / "old" / "text.txt").write_text("\n\f\n".join(documents))
+    train("old/text.txt", 1)
+    shutil.move(tmp_path / "old" / "text.txt", tmp_path / "moved" / "text.txt")
+    assert train("moved/text.txt", 2)["resumed_from"] == 1
+    for changed in ([text.replace("mat", "rug") for text in documents], documents * 2):
+        (tmp_path / "changed.txt").write_text("\n\f\n".join(changed))
+        with pytest.raises(ValueError, match=r"data are not those .* train: [\d,]+ tokens -> [\d,]+ tokens") as error:
+            train("changed.txt", 3)
+        assert "\n" not in str(error.value)
+    assert train("moved/text.txt", 3)["resumed_from"] == 2
+
+
+def test_hash_of_tokens_reads_the_numbers_and_a_bounded_share(monkeypatch):
+    monkeypatch.setattr(workdir, "HASHED_BLOCK", 4)
+    monkeypatch.setattr(workdir, "HASHED_BLOCKS", 3)
+    tokens = np.arange(50, dtype=np.uint8)
+    assert workdir.tokens_hash(tokens) == workdir.tokens_hash(tokens.astype(np.int32))
+    seen = [
+        i
+        for i in range(50)
+        if workdir.tokens_hash(np.where(np.arange(50) == i, 99, tokens)) != workdir.tokens_hash(tokens)
+    ]
+    assert seen == [0, 1, 2, 3, 24, 25, 26, 27, 48, 49]
+    short = tokens[:11]
+    assert all(
+        workdir.tokens_hash(np.where(np.arange(11) == i, 99, short)) != workdir.tokens_hash(short) for i in range(11)
+    )
+
+
 def test_batch_and_mesh_must_fit(tmp_path):
     for fields, message in (
         ({"mesh__data": 3}, "training.batch_size 8 is not divisible by the 3 devices"),
@@ -153,11 +193,52 @@ def test_batch_and_mesh_must_fit(tmp_path):
         ({"mesh__data": 16}, "needs 16 devices"),
         ({"mesh__tensor": 4}, "attention/out .* not divisible by mesh.tensor"),
         ({"model__attention": "cudnn", "model__dtype": "bfloat16"}, "needs an NVIDIA GPU"),
-        ({"training__eval_batch_size": 64}, "larger than its split"),
+        ({"training__eval_batch_size": 64}, "a batch of 64 is larger than its split"),
+        ({"training__batch_size": 128, "training__eval_batch_size": 8}, "a batch of 128 is larger than its split"),
+        ({"training__init_from": str(tmp_path / "nothing")}, "no workdir of a training run"),
     ):
         with pytest.raises(ValueError, match=message):
             loop.train(tiny.config_dict(**fields), tmp_path / "run", tiny.data())
     assert not (tmp_path / "run").exists()
+
+
+def test_init_from_a_model_of_another_shape_is_refused_before_anything_is_written(runs, tmp_path):
+    config = tiny.config_dict(training__init_from=str(runs["a"]), model__width=8)
+    with pytest.raises(ValueError, match="parameters of other shapes"):
+        loop.train(config, tmp_path / "run", tiny.data())
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_state_of_an_update_that_is_not_finite_is_not_saved(tmp_path):
+    """Loss and gradient of the first step are good, its update is not."""
+    fields = {"optimizer__learning_rate": 1e39, "optimizer__warmup_steps": 0, "training__checkpoint_every": 1}
+    with pytest.raises(loop.NonFiniteLossError, match=r"at step 1 .* there is no checkpoint yet"):
+        loop.train(tiny.config_dict(**fields), tmp_path, tiny.data())
+    assert not checkpoint.has_checkpoints(tmp_path)
+
+
+def test_the_advice_after_a_loss_that_is_not_finite_works(tmp_path, monkeypatch):
+    def with_bad_fourth_step(*args, **kwargs):
+        plain_step = step.make_train_step(*args, **kwargs)
+
+        def train_step(state, tokens, key):
+            after, metrics = plain_step(state, tokens, key)
+            return after, metrics | {"finite": metrics["finite"] & (state.step != 3)}
+
+        return train_step
+
+    old, new = tmp_path / "old", tmp_path / "new"
+    fields = {"training__checkpoint_every": 1, "training__num_steps": 5}
+    with monkeypatch.context() as patched, pytest.raises(loop.NonFiniteLossError, match="at step 4") as error:
+        patched.setattr(loop, "make_train_step", with_bad_fourth_step)
+        loop.train(tiny.config_dict(**fields), old, tiny.data())
+    message = str(error.value)
+    assert "in a new workdir" in message and "lower optimizer.learning_rate" in message
+    assert f"training.init_from={old} starts" in message and str(old / "checkpoints" / "3") in message
+    summary = loop.train(
+        tiny.config_dict(training__init_from=str(old), optimizer__learning_rate=1e-3, **fields), new, tiny.data()
+    )
+    assert summary["finished"]
 
 
 def test_loss_that_is_not_finite_stops_and_saves_nothing(tmp_path):
@@ -176,3 +257,138 @@ def test_init_from_takes_the_weights_of_another_run(runs, tmp_path):
     old, new = saved(runs["a"], 8), saved(tmp_path, 1)
     name = next(name for name in new if name.startswith("['params']") and "head" in name)
     np.testing.assert_array_equal(new[name], old[name.replace("['params']", "['ema_params']")])
+
+
+def send(number, to=None):
+    """A function that sends this process a signal before it does what `to` does."""
+
+    def wrapped(*args, **kwargs):
+        os.kill(os.getpid(), number)
+        return to(*args, **kwargs)
+
+    return wrapped
+
+
+def test_a_signal_in_the_middle_writes_the_line_of_the_last_steps(tmp_path, monkeypatch):
+    sent = []
+
+    def next_batch(self, start):
+        for count, batch in enumerate(plain(self, start)):
+            if count == 2 and not sent:
+                sent.append(os.kill(os.getpid(), signal.SIGTERM))
+            yield batch
+
+    plain = loop._Run.train_batches
+    monkeypatch.setattr(loop._Run, "train_batches", next_batch)
+    config = tiny.config_dict(training__log_every=100)
+    summary = loop.train(config, tmp_path, tiny.data())
+    assert (summary["step"], summary["stopped_by"], summary["finished"]) == (3, "SIGTERM", False)
+    (line,) = metrics(tmp_path)
+    assert line["step"] == 3 and line["loss"] == summary["train_loss"]
+    assert "valid_draft_bits" in summary and summary["valid_draft_bits"] is None
+    again = loop.train(config, tmp_path, tiny.data())
+    assert (again["resumed_from"], again["finished"]) == (3, True)
+    assert summary.keys() == again.keys()
+    assert [line["step"] for line in metrics(tmp_path)] == [3, 8]
+
+
+@pytest.mark.parametrize("where", ["validation", "last save"])
+def test_a_signal_at_the_very_end_counts(tmp_path, monkeypatch, where):
+    config = tiny.config_dict(training__num_steps=2)
+    owner, name = {"validation": (loop._Run, "validate"), "last save": (checkpoint.Checkpoints, "close")}[where]
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        closed = []
+        plain_close = checkpoint.Checkpoints.close
+        patched.setattr(checkpoint.Checkpoints, "close", lambda self: (plain_close(self), closed.append(True)))
+        patched.setattr(owner, name, send(signal.SIGINT, getattr(owner, name)))
+        loop.train(config, tmp_path, tiny.data())
+    assert closed and len(metrics(tmp_path, "valid")) == 1
+    with monkeypatch.context() as patched:
+        patched.setattr(owner, name, send(signal.SIGTERM, getattr(owner, name)))
+        summary = loop.train(config, tmp_path, tiny.data())
+    assert (summary["stopped_by"], summary["finished"], summary["resumed_from"]) == ("SIGTERM", True, 2)
+    # What was finished and is run again is validated, and writes no second line.
+    assert summary["valid_draft_bits"] > 0 and len(metrics(tmp_path, "valid")) == 1
+
+
+def test_tokens_per_second_leave_the_first_step_out(tmp_path, monkeypatch):
+    """The first step compiles: here it takes 1,000 seconds, and every other one 1."""
+    clock = [0.0]
+    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+
+    def slow(*args, **kwargs):
+        plain = jax.device_get(*args, **kwargs)
+        clock[0] += 1.0 if clock[0] else 1000.0
+        return plain
+
+    monkeypatch.setattr(loop, "jax", types.SimpleNamespace(**{**vars(jax), "device_get": slow}))
+    config = tiny.config_dict(training__log_every=2, training__num_steps=4)
+    summary = loop.train(config, tmp_path, tiny.data())
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    rates = [line["tokens_per_second"] for line in lines if line["kind"] == "train"]
+    assert rates == [8 * tiny.LENGTH, 8 * tiny.LENGTH]
+    assert summary["tokens_per_second"] == rates[-1]
+
+
+def checkpoints_of_two_steps(directory):
+    """Checkpoints 1 and 2 of a small state; the state, as shapes, too."""
+    tree = lambda x: {"kernel": jax.numpy.full((4, 3), x), "scale": jax.numpy.ones(3)}
+    for number in (1, 2):
+        with checkpoint.Checkpoints(directory, keep_last=2) as checkpoints:
+            checkpoints.save(state.TrainState(jax.numpy.int32(number), tree(float(number)), None, tree(0.0)))
+    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
+    return jax.tree.map(shape, state.TrainState(jax.numpy.int32(0), tree(0.0), None, tree(0.0)))
+
+
+def restore(directory, abstract, warn=None):
+    with checkpoint.Checkpoints(directory, keep_last=2) as checkpoints:
+        return checkpoints.restore(abstract, warn or pytest.fail)
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError("no memory"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of it")]
+)
+def test_a_machine_at_its_limits_is_no_damage(tmp_path, monkeypatch, error):
+    abstract = checkpoints_of_two_steps(tmp_path)
+
+    def fail(*_):
+        raise error
+
+    with monkeypatch.context() as patched, pytest.raises(type(error)):
+        patched.setattr(checkpoint.ocp.training.Checkpointer, "load_checkpointables", fail)
+        restore(tmp_path, abstract)
+    assert not (tmp_path / checkpoint.DAMAGED).exists()
+    assert int(restore(tmp_path, abstract).step) == 2
+
+
+@pytest.mark.parametrize("size", [2, 8])
+def test_other_shapes_are_no_damage(tmp_path, size):
+    abstract = checkpoints_of_two_steps(tmp_path)
+    kernel = abstract.params["kernel"].update(shape=(size, 3))
+    changed = abstract.replace(params=abstract.params | {"kernel": kernel})
+    with pytest.raises(ValueError, match=rf"2 does not fit .* params/kernel is \(4, 3\) there and \({size}, 3\) here"):
+        restore(tmp_path, changed)
+    assert not (tmp_path / checkpoint.DAMAGED).exists()
+
+
+def test_processes_agree_on_the_checkpoint(tmp_path, monkeypatch):
+    """What another process cannot read is not read here either."""
+    abstract = checkpoints_of_two_steps(tmp_path)
+    told = []
+    with monkeypatch.context() as patched:
+        answers = iter([checkpoint._UNREADABLE, checkpoint._READ])
+        patched.setattr(checkpoint, "_worst_of_all_processes", lambda own: max(own, next(answers)))
+        assert int(restore(tmp_path, abstract, told.append).step) == 1
+    assert len(told) == 1 and "another process" in told[0]
+    with monkeypatch.context() as patched, pytest.raises(OSError, match="another process"):
+        patched.setattr(checkpoint, "_worst_of_all_processes", lambda own: checkpoint._FAILED)
+        restore(tmp_path, abstract)
+
+
+def test_worst_of_all_processes(monkeypatch):
+    assert checkpoint._worst_of_all_processes(1) == 1
+    monkeypatch.setattr(checkpoint.jax, "process_count", lambda: 3)
+    gather = lambda own: np.stack([own, np.int32(2), np.int32(0)])
+    monkeypatch.setattr(checkpoint.multihost_utils, "process_allgather", gather)
+    assert checkpoint._worst_of_all_processes(1) == 2
