@@ -1,0 +1,54 @@
+"""Floating-point operations of sampling's parts, for a whole batch; training's are in `training/flops.py`.
+
+As there, a product counts 2 a multiplication; embedding, norms and softmax are left out, and attention of a
+lower-triangular block counts half of its square. `B` rows, `D` tracks, `S` tracks of a window, width `C`, `V` tokens.
+"""
+
+from ssmd_jax.model.config import HybridConfig
+
+
+def _kernels(config: HybridConfig) -> int:
+    """Of one block, for each track: projections of attention, and the MLP."""
+    return 2 * (4 * config.width**2 + 3 * config.width * config.hidden)
+
+
+def blocks(config: HybridConfig, batch: int, length: int) -> float:
+    """The bidirectional blocks: `h`."""
+    return float(batch * length * config.n_noncausal * (_kernels(config) + 4 * length * config.width))
+
+
+def trunk(config: HybridConfig, batch: int, length: int) -> float:
+    """A trunk pass: the blocks, and what later rounds share.
+
+    That is the token-free half of the causal input, and the causal blocks' keys and values: the input projection of
+    the token, whole blocks up to the last, and of the last one keys and values alone.
+    """
+    if not config.n_causal:
+        return blocks(config, batch, length)
+    width = config.width
+    shared = 4 * width**2 + 2 * width**2 + 4 * width**2
+    whole = (config.n_causal - 1) * (_kernels(config) + 2 * length * width)
+    return blocks(config, batch, length) + float(batch * length * (shared + whole))
+
+
+def head(config: HybridConfig, tracks: int) -> float:
+    """Logits of so many tracks."""
+    return float(2 * config.width * config.num_tokens * tracks)
+
+
+def verify_round(config: HybridConfig, batch: int, length: int, size: int) -> float:
+    """Target logits of a window: `S` queries against `D + S` keys, whose masked part is not known in advance."""
+    if not config.n_causal:
+        return head(config, batch * size)
+    width = config.width
+    causal = config.n_causal * (_kernels(config) + 4 * (length + size) * width)
+    return float(batch * size * (causal + 4 * width**2)) + head(config, batch * size)
+
+
+def naive_round(config: HybridConfig, batch: int, length: int) -> float:
+    """Target logits of all tracks, the causal input and its keys and values computed anew."""
+    if not config.n_causal:
+        return head(config, batch * length)
+    width = config.width
+    causal = config.n_causal * (_kernels(config) + 2 * length * width)
+    return float(batch * length * (causal + 8 * width**2)) + head(config, batch * length)

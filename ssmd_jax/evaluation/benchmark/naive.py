@@ -1,0 +1,69 @@
+"""The straightforward model: everything on all tracks, every time. What the fast one is compared with."""
+
+from typing import Any
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ssmd_jax.model.config import HybridConfig
+from ssmd_jax.model.hybrid import HybridTransformer
+
+
+def _window(x_BxDxV: jax.Array, start_B: jax.Array, size: int) -> jax.Array:
+    # Without the barrier a compiler may learn to compute the window alone, and the naive model would not be naive.
+    x_BxDxV = jax.lax.optimization_barrier(x_BxDxV)
+    index_BxS = jnp.minimum(start_B[:, None] + jnp.arange(size)[None], x_BxDxV.shape[1] - 1)
+    return jnp.take_along_axis(x_BxDxV, index_BxS[..., None], axis=1)
+
+
+@flax.struct.dataclass
+class NaiveModel:
+    """Satisfies `ssmd_jax.sampling.interface.SpeculativeModel` with the law of `HybridModel`, at full cost.
+
+    Logits of all `D` tracks are computed and then sliced; a verify round runs the causal part over all tracks, keys
+    and values of the revealed prefix included. The context is `h_BxDxC`.
+    """
+
+    params: Any
+    config: HybridConfig = flax.struct.field(pytree_node=False)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.config.num_tokens
+
+    @property
+    def trunk_cost(self) -> float:
+        return self.config.n_noncausal / (self.config.n_noncausal + self.config.n_causal)
+
+    @property
+    def verify_cost(self) -> float:
+        return self.config.n_causal / (self.config.n_noncausal + self.config.n_causal)
+
+    def _apply(self, method, *args):
+        return HybridTransformer(self.config).apply({"params": self.params}, *args, method=method)
+
+    def trunk(self, tokens_BxD, positions_BxD, num_revealed_B, lengths_B) -> jax.Array:
+        """Hidden vectors from the revealed prefix and masks. Lengths known to be full when traced cost no mask."""
+        length = tokens_BxD.shape[1]
+        revealed_BxD = jnp.arange(length)[None] < num_revealed_B[:, None]
+        tokens_BxD = jnp.where(revealed_BxD, tokens_BxD, self.num_tokens)
+        all_full = isinstance(lengths_B, np.ndarray) and bool((lengths_B == length).all())
+        return self._apply(HybridTransformer.trunk, tokens_BxD, positions_BxD, None if all_full else lengths_B)
+
+    def draft_logits(self, context, start_B, size: int) -> jax.Array:
+        """A window of the draft logits of all tracks."""
+        return _window(self._apply(HybridTransformer.head, context), start_B, size)
+
+    def target_logits(self, context, tokens_BxD, positions_BxD, start_B, size: int) -> jax.Array:
+        """A window of the target logits of all tracks. Padding comes last, where no track before it looks."""
+        h_BxDxC = context
+        if self.config.n_causal:
+            u_BxDxC = self._apply(HybridTransformer.token_free_input, h_BxDxC)
+            h_BxDxC, _ = self._apply(HybridTransformer.causal_full, h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD)
+        return _window(self._apply(HybridTransformer.head, h_BxDxC), start_B, size)
+
+    def reorder(self, context, permutation_BxD):
+        """Track `s` becomes old track `permutation[b, s]`."""
+        return jnp.take_along_axis(context, permutation_BxD[..., None], axis=1)
