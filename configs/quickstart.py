@@ -26,7 +26,7 @@ def get_config() -> ConfigDict:
     config.optimizer.name = "muon"
     config.optimizer.learning_rate = 5e-3
     config.optimizer.warmup_steps = 50
-    config.training.num_steps = 600
+    config.training.num_steps = 480
     config.training.batch_size = 32
     config.training.log_every = 50
     config.training.ema_decay = 0.99
