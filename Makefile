@@ -18,7 +18,7 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m launch.demo --workdir=$(WORKDIR)
 
 test: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -n 2 -m "not slow" tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests
 
 test-slow: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -m slow tests

@@ -9,6 +9,9 @@ import pytest
 from ssmd_jax.evaluation.benchmark import sampling
 from tests.launch import programs
 
+# Compiling every part takes most of a minute.
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):

@@ -217,6 +217,7 @@ def test_the_state_of_an_update_that_is_not_finite_is_not_saved(tmp_path):
     assert not checkpoint.has_checkpoints(tmp_path)
 
 
+@pytest.mark.slow
 def test_the_advice_after_a_loss_that_is_not_finite_works(tmp_path, monkeypatch):
     def with_bad_fourth_step(*args, **kwargs):
         plain_step = step.make_train_step(*args, **kwargs)
@@ -269,6 +270,7 @@ def send(number, to=None):
     return wrapped
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_middle_writes_the_line_of_the_last_steps(tmp_path, monkeypatch):
     sent = []
 
@@ -292,6 +294,7 @@ def test_a_signal_in_the_middle_writes_the_line_of_the_last_steps(tmp_path, monk
     assert [line["step"] for line in metrics(tmp_path)] == [3, 8]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["validation", "last save"])
 def test_a_signal_at_the_very_end_counts(tmp_path, monkeypatch, where):
     config = tiny.config_dict(training__num_steps=2)
@@ -311,6 +314,7 @@ def test_a_signal_at_the_very_end_counts(tmp_path, monkeypatch, where):
     assert summary["valid_draft_bits"] > 0 and len(metrics(tmp_path, "valid")) == 1
 
 
+@pytest.mark.slow
 def test_tokens_per_second_leave_the_first_step_out(tmp_path, monkeypatch):
     """The first step compiles: here it takes 1,000 seconds, and every other one 1."""
     clock = [0.0]

@@ -128,7 +128,9 @@ def test_moving_average_is_the_mean_of_both(one_device):
         np.testing.assert_allclose(mean, 0.1 * old + 0.9 * new, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("axes", [(8, 1, 1), (1, 8, 1), (1, 1, 2), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+    "axes", [(8, 1, 1), (1, 8, 1), (1, 1, 2), pytest.param((2, 2, 2), marks=pytest.mark.slow)], ids=str
+)
 def test_sharded_step_equals_one_device(one_device, axes):
     """Two steps on data, fsdp, tensor, or all of them: same losses and parameters; the sharding is really there."""
     if jax.device_count() < 8:
