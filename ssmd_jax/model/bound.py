@@ -53,14 +53,19 @@ class HybridModel:
     def _apply(self, method, *args):
         return HybridTransformer(self.config).apply({"params": self.params}, *args, method=method)
 
-    def trunk(self, tokens_BxD, positions_BxD, num_revealed_B, lengths_B) -> Context:
-        """One pass over the revealed prefix and masks. Lengths known to be full when traced cost no mask."""
+    def hidden(self, tokens_BxD, positions_BxD, num_revealed_B, lengths_B) -> tuple[jax.Array, jax.Array, Any]:
+        """The trunk alone: `h_BxDxC`, the masked tokens, and the key lengths, None where all rows are known full."""
         length = tokens_BxD.shape[1]
+        # Lengths that are known to be full when traced cost no mask.
         all_full = isinstance(lengths_B, np.ndarray) and bool((lengths_B == length).all())
         lengths_B = None if all_full else lengths_B
         revealed_BxD = jnp.arange(length)[None] < num_revealed_B[:, None]
         tokens_BxD = jnp.where(revealed_BxD, tokens_BxD, self.num_tokens)
-        h_BxDxC = self._apply(HybridTransformer.trunk, tokens_BxD, positions_BxD, lengths_B)
+        return self._apply(HybridTransformer.trunk, tokens_BxD, positions_BxD, lengths_B), tokens_BxD, lengths_B
+
+    def trunk(self, tokens_BxD, positions_BxD, num_revealed_B, lengths_B) -> Context:
+        """One pass over the revealed prefix and masks, and what of the causal part it can do once."""
+        h_BxDxC, tokens_BxD, lengths_B = self.hidden(tokens_BxD, positions_BxD, num_revealed_B, lengths_B)
         if not self.config.n_causal:
             return Context(h_BxDxC, None, [])
         u_BxDxC = self._apply(HybridTransformer.token_free_input, h_BxDxC)

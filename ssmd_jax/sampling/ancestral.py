@@ -10,12 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssmd_jax.diffusion.speculation import categorical
 from ssmd_jax.sampling import budget, keys
 from ssmd_jax.sampling import canvas as canvas_lib
-from ssmd_jax.sampling.canvas import UNVERIFIED, Canvas, SampleResult
+from ssmd_jax.sampling.canvas import Canvas, SampleResult
 from ssmd_jax.sampling.config import Laws, SpeculativeConfig
-from ssmd_jax.sampling.ordering import reorder_suffix
+from ssmd_jax.sampling.passes import run_trunk, take_drafts
 
 
 def sample(
@@ -69,7 +68,6 @@ def _sample(
 
     def one_pass(canvas: Canvas) -> Canvas:
         start_B = canvas.num_revealed_B
-        active_B = start_B < lengths_B
         if purse.budget is None:
             end_B = start_B + windows.plain(start_B)
         else:
@@ -77,27 +75,8 @@ def _sample(
             merged_B = start_B + windows.merged(start_B, payable_B)
             end_B = jnp.where(payable_B > 1, merged_B, lengths_B)
 
-        context = model.trunk(canvas.tokens_BxD, canvas.positions_BxD, start_B, lengths_B)
-        canvas = canvas.replace(passes_B=canvas.passes_B + active_B)
-        if laws.adaptive:
-            context, positions_BxD = reorder_suffix(model, context, canvas, laws.order, row_keys_B, lengths_B, size)
-            canvas = canvas.replace(positions_BxD=positions_BxD)
-        draft_keys_B = keys.fold(keys.stream(row_keys_B, keys.DRAFT), canvas.passes_B)
-
-        def has_rest(canvas: Canvas) -> jax.Array:
-            return jnp.any(canvas.num_revealed_B < end_B)
-
-        def one_chunk(canvas: Canvas) -> Canvas:
-            start_B = canvas.num_revealed_B
-            log_prob_BxSxV = laws.plain(model.draft_logits(context, start_B, size))
-            tokens_BxS = categorical(keys.fold_tracks(draft_keys_B, start_B, size), log_prob_BxSxV)
-            unverified_BxS = jnp.full_like(tokens_BxS, UNVERIFIED)
-            none_BxS = jnp.full_like(tokens_BxS, model.num_tokens)
-            count_B = jnp.clip(end_B - start_B, 0, size)
-            return canvas_lib.reveal(canvas, tokens_BxS, unverified_BxS, none_BxS, count_B)
-
-        # Without a budget one chunk is the whole window; the last pass of a budget may need several.
-        return one_chunk(canvas) if purse.budget is None else jax.lax.while_loop(has_rest, one_chunk, canvas)
+        context, canvas, draft_keys_B = run_trunk(model, canvas, row_keys_B, lengths_B, laws, size)
+        return take_drafts(model, context, canvas, end_B, draft_keys_B, laws.plain, size)
 
     canvas = jax.lax.while_loop(unfinished, one_pass, canvas)
     return canvas_lib.finish(canvas, model.trunk_cost, 0.0)

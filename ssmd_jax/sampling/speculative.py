@@ -19,7 +19,7 @@ from ssmd_jax.sampling import budget, keys
 from ssmd_jax.sampling import canvas as canvas_lib
 from ssmd_jax.sampling.canvas import ACCEPTED, REPLACED, UNVERIFIED, Canvas, SampleResult
 from ssmd_jax.sampling.config import Laws, SpeculativeConfig
-from ssmd_jax.sampling.ordering import reorder_suffix
+from ssmd_jax.sampling.passes import run_trunk, take_drafts
 
 
 def sample(
@@ -92,13 +92,7 @@ def _sample(
             payable_B = purse.passes_payable(canvas.passes_B, canvas.rounds_B)
             window_B = windows.merged(start_B, payable_B)
 
-        context = model.trunk(canvas.tokens_BxD, canvas.positions_BxD, start_B, lengths_B)
-        canvas = canvas.replace(passes_B=canvas.passes_B + active_B)
-        if laws.adaptive:
-            context, positions_BxD = reorder_suffix(model, context, canvas, laws.order, row_keys_B, lengths_B, size)
-            canvas = canvas.replace(positions_BxD=positions_BxD)
-
-        draft_keys_B = keys.fold(keys.stream(row_keys_B, keys.DRAFT), canvas.passes_B)
+        context, canvas, draft_keys_B = run_trunk(model, canvas, row_keys_B, lengths_B, laws, size)
         draft_logits_BxSxV = model.draft_logits(context, start_B, size)
         log_p_BxSxV = laws.proposal(draft_logits_BxSxV)
         drafts_BxS = categorical(keys.fold_tracks(draft_keys_B, start_B, size), log_p_BxSxV)
@@ -126,7 +120,8 @@ def _sample(
         is_broke_B = active_B & (purse.passes_payable(canvas.passes_B, canvas.rounds_B) < 1)
         count_B = jnp.where(is_broke_B, window_B, verified.offset_B)
         canvas = canvas_lib.reveal(canvas, verified.tokens_BxS, verified.status_BxS, verified.rejected_BxS, count_B)
-        return _take_rest(model, context, canvas, is_broke_B, draft_keys_B, lengths_B, laws, size)
+        end_B = jnp.where(is_broke_B, lengths_B, canvas.num_revealed_B)
+        return take_drafts(model, context, canvas, end_B, draft_keys_B, laws.proposal, size)
 
     canvas = jax.lax.while_loop(unfinished, one_pass, canvas)
     return canvas_lib.finish(canvas, model.trunk_cost, model.verify_cost)
@@ -208,25 +203,3 @@ def _verify(
         rounds_B=canvas.rounds_B,
     )
     return jax.lax.while_loop(lambda state: jnp.any(verifying(state)), one_round, state)
-
-
-def _take_rest(model, context, canvas, is_broke_B, draft_keys_B, lengths_B, laws, size) -> Canvas:
-    """Draws every track left in the chosen rows from the pass's draft, in chunks of the static size."""
-
-    def has_rest(canvas: Canvas) -> jax.Array:
-        return jnp.any(is_broke_B & (canvas.num_revealed_B < lengths_B))
-
-    def one_chunk(canvas: Canvas) -> Canvas:
-        start_B = canvas.num_revealed_B
-        log_p_BxSxV = laws.proposal(model.draft_logits(context, start_B, size))
-        tokens_BxS = categorical(keys.fold_tracks(draft_keys_B, start_B, size), log_p_BxSxV)
-        count_B = jnp.where(is_broke_B, jnp.clip(lengths_B - start_B, 0, size), 0)
-        return canvas_lib.reveal(
-            canvas,
-            tokens_BxS,
-            jnp.full_like(tokens_BxS, UNVERIFIED),
-            jnp.full_like(tokens_BxS, model.num_tokens),
-            count_B,
-        )
-
-    return jax.lax.while_loop(has_rest, one_chunk, canvas)

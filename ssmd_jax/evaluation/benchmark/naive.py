@@ -1,13 +1,10 @@
 """The straightforward model: everything on all tracks, every time. What the fast one is compared with."""
 
-from typing import Any
-
 import flax
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from ssmd_jax.model.config import HybridConfig
+from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.hybrid import HybridTransformer
 
 
@@ -19,38 +16,16 @@ def _window(x_BxDxV: jax.Array, start_B: jax.Array, size: int) -> jax.Array:
 
 
 @flax.struct.dataclass
-class NaiveModel:
+class NaiveModel(HybridModel):
     """Satisfies `ssmd_jax.sampling.interface.SpeculativeModel` with the law of `HybridModel`, at full cost.
 
     Logits of all `D` tracks are computed and then sliced; a verify round runs the causal part over all tracks, keys
     and values of the revealed prefix included. The context is `h_BxDxC`.
     """
 
-    params: Any
-    config: HybridConfig = flax.struct.field(pytree_node=False)
-
-    @property
-    def num_tokens(self) -> int:
-        return self.config.num_tokens
-
-    @property
-    def trunk_cost(self) -> float:
-        return self.config.n_noncausal / (self.config.n_noncausal + self.config.n_causal)
-
-    @property
-    def verify_cost(self) -> float:
-        return self.config.n_causal / (self.config.n_noncausal + self.config.n_causal)
-
-    def _apply(self, method, *args):
-        return HybridTransformer(self.config).apply({"params": self.params}, *args, method=method)
-
     def trunk(self, tokens_BxD, positions_BxD, num_revealed_B, lengths_B) -> jax.Array:
-        """Hidden vectors from the revealed prefix and masks. Lengths known to be full when traced cost no mask."""
-        length = tokens_BxD.shape[1]
-        revealed_BxD = jnp.arange(length)[None] < num_revealed_B[:, None]
-        tokens_BxD = jnp.where(revealed_BxD, tokens_BxD, self.num_tokens)
-        all_full = isinstance(lengths_B, np.ndarray) and bool((lengths_B == length).all())
-        return self._apply(HybridTransformer.trunk, tokens_BxD, positions_BxD, None if all_full else lengths_B)
+        """Hidden vectors from the revealed prefix and masks, and nothing of the causal part."""
+        return self.hidden(tokens_BxD, positions_BxD, num_revealed_B, lengths_B)[0]
 
     def draft_logits(self, context, start_B, size: int) -> jax.Array:
         """A window of the draft logits of all tracks."""
