@@ -54,10 +54,9 @@ class MetricWriter:
                 rich.progress.BarColumn(),
                 rich.progress.MofNCompleteColumn(),
                 rich.progress.TimeRemainingColumn(),
-                rich.progress.TextColumn("{task.fields[note]}"),
                 console=rich.console.Console(stderr=True),
             )
-            self._task = self._progress.add_task("training", total=last_step, completed=start_step, note="")
+            self._task = self._progress.add_task("training", total=last_step, completed=start_step)
             self._progress.start()
 
     def __enter__(self) -> "MetricWriter":
@@ -88,7 +87,7 @@ class MetricWriter:
             kind: "train" or "valid".
             values: numbers by name; a list of numbers is allowed, for the JSONL file alone. Nothing goes to the files
                 where they hold this kind of this step already: a finished run was run again.
-            note: the same in words; beside the progress bar, or else as a line.
+            note: the same in words, a line above the progress bar.
         """
         if not self._is_writer:
             return
@@ -100,10 +99,7 @@ class MetricWriter:
                 for name, value in values.items():
                     if isinstance(value, int | float):
                         self._board.add_scalar(f"{kind}/{name}", value, step)
-        if self._progress is not None and kind == "train":
-            self._progress.update(self._task, completed=step, note=note)
-        else:
-            self.say(f"step {step}: {note}")
+        self.say(f"step {step}: {note}")
 
     def close(self) -> None:
         """Flushes and closes the files, and leaves the terminal in order."""
