@@ -8,7 +8,6 @@ import functools
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ssmd_jax.sampling import budget, keys
 from ssmd_jax.sampling import canvas as canvas_lib
@@ -44,7 +43,7 @@ def sample(
         keys.row_keys(key, batch_size),
         prompt_BxD,
         given_BxD,
-        None if (lengths_B == length).all() else lengths_B,
+        canvas_lib.unless_full(lengths_B, length),
         windows,
         purse,
         config.laws,
@@ -56,9 +55,7 @@ def sample(
 def _sample(
     model, row_keys_B, prompt_BxD, given_BxD, lengths_B, windows, purse, laws: Laws, *, size: int
 ) -> SampleResult:
-    if lengths_B is None:
-        # A NumPy array is known while tracing: the model then needs no key lengths.
-        lengths_B = np.full(prompt_BxD.shape[0], prompt_BxD.shape[1], np.int32)
+    lengths_B = canvas_lib.known_lengths(lengths_B, *prompt_BxD.shape)
     canvas = canvas_lib.start(
         row_keys_B, prompt_BxD, given_BxD, lengths_B, model.num_tokens, random_order=laws.order == "random"
     )

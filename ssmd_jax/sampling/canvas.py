@@ -113,6 +113,19 @@ def check_rows(model, batch_size, length, prompt, prompt_mask, lengths):
     return np.where(given_BxD, prompt_BxD, model.num_tokens).astype(np.int32), given_BxD, lengths_B.astype(np.int32)
 
 
+def unless_full(lengths_B: np.ndarray, length: int) -> np.ndarray | None:
+    """What a compiled loop is given as lengths: None where all rows are full; see `known_lengths`."""
+    return None if (lengths_B == length).all() else lengths_B
+
+
+def known_lengths(lengths_B: jax.Array | None, batch_size: int, length: int) -> jax.Array | np.ndarray:
+    """Inside a compiled loop: the lengths, as a NumPy array where all rows are full.
+
+    A NumPy array is known while tracing: the model then needs no key lengths.
+    """
+    return np.full(batch_size, length, np.int32) if lengths_B is None else lengths_B
+
+
 def start(row_keys_B, prompt_BxD, given_BxD, lengths_B, mask_id: int, random_order: bool) -> Canvas:
     """Rows before the first pass: the given tokens are the revealed prefix."""
     length = prompt_BxD.shape[1]

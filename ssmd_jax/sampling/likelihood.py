@@ -8,7 +8,7 @@ import numpy as np
 
 from ssmd_jax.diffusion.likelihood import sampler_log_likelihood
 from ssmd_jax.diffusion.orders import to_order_space
-from ssmd_jax.sampling import budget
+from ssmd_jax.sampling import budget, canvas
 from ssmd_jax.sampling.config import Laws, SpeculativeConfig
 
 
@@ -37,13 +37,12 @@ def log_likelihood(
         raise ValueError("the likelihood has no recursion under a budget: set budget_nfe to None")
     tokens_BxD, order_BxD, num_given_B, lengths_B = _check(model, tokens, order, num_given, lengths)
     windows, size = budget.windows(config.window, lengths_B, tokens_BxD.shape[1], None)
-    full = (lengths_B == tokens_BxD.shape[1]).all()
     return _log_likelihood(
         model,
         tokens_BxD,
         order_BxD,
         num_given_B,
-        None if full else lengths_B,
+        canvas.unless_full(lengths_B, tokens_BxD.shape[1]),
         windows.table_BxD,
         config.laws,
         verify_rounds=config.verify_rounds,
@@ -79,7 +78,7 @@ def _log_likelihood(
     model, tokens_BxD, order_BxD, num_given_B, lengths_B, window_BxD, laws: Laws, *, verify_rounds: int, size: int
 ):
     batch, length = tokens_BxD.shape
-    lengths_B = np.full(batch, length, np.int32) if lengths_B is None else lengths_B
+    lengths_B = canvas.known_lengths(lengths_B, batch, length)
     is_sequence_BxD = jnp.arange(length)[None] < lengths_B[:, None]
     tokens_BxD = jnp.where(is_sequence_BxD, to_order_space(tokens_BxD, order_BxD), model.num_tokens)
 
