@@ -77,6 +77,28 @@ def diffusion_loss(nll_BxD: jax.Array, num_revealed_B: jax.Array, lengths_B: jax
     return jnp.sum(weights_B * sums_B) / jnp.sum(lengths_B)
 
 
+def loss_weights(
+    num_revealed_B: jax.Array, lengths_B: jax.Array, length: int, config: LossConfig
+) -> tuple[jax.Array, jax.Array]:
+    """The weights with which `nll` of draft and target enter the loss: it is their weighted sum (METHOD.md section 4).
+
+    For what takes the gradient of the sum without all `nll` at hand. A tied first track gives the draft's `nll` the
+    target's weight there.
+
+    Returns:
+        float32 `[B, D]` for the draft and for the target; 0 outside the masked tracks.
+    """
+    counted_BxD = masked_tracks(num_revealed_B, lengths_B, length)
+    row_B = lengths_B / (lengths_B - num_revealed_B) / jnp.sum(lengths_B)
+    weight_BxD = jnp.where(counted_BxD, row_B[:, None], 0.0)
+    draft_BxD, target_BxD = config.draft_weight * weight_BxD, config.target_weight * weight_BxD
+    if config.tie_first:
+        none_BxD = jnp.zeros_like(target_BxD)
+        draft_BxD += target_BxD - tie_first_track(none_BxD, target_BxD, num_revealed_B)
+        target_BxD = tie_first_track(none_BxD, target_BxD, num_revealed_B)
+    return draft_BxD, target_BxD
+
+
 def two_term_loss(
     draft_nll_BxD: jax.Array,
     target_nll_BxD: jax.Array,

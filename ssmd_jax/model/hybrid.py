@@ -180,10 +180,11 @@ class HybridTransformer(nn.Module):
 
     def head(self, h_BxSxC: jax.Array) -> jax.Array:
         """`head(norm(h))`: float32 logits `[B, S, V]`; the mask token has none."""
+        return self._logits(self.final_norm(h_BxSxC))
+
+    def _logits(self, x_BxSxC: jax.Array) -> jax.Array:
         kernel_CxV = self.head_kernel.astype(self.config.compute_dtype)
-        logits_BxSxV = jnp.einsum(
-            "BSC,CV->BSV", self.final_norm(h_BxSxC), kernel_CxV, preferred_element_type=jnp.float32
-        )
+        logits_BxSxV = jnp.einsum("BSC,CV->BSV", x_BxSxC, kernel_CxV, preferred_element_type=jnp.float32)
         return constrain(logits_BxSxV, ("batch", None, "vocab"))
 
     def target_hidden(self, h_BxSxC: jax.Array, causal_output_BxSxC: jax.Array) -> jax.Array:
@@ -217,6 +218,27 @@ class HybridTransformer(nn.Module):
         output_BxSxC = self.causal.window(x_BxSxC, previous_BxS, positions_BxS, cache, start_B)
         return self.target_hidden(h_BxSxC, output_BxSxC)
 
+    def hidden_pair(
+        self,
+        masked_tokens_BxD,
+        tokens_BxD,
+        positions_BxD,
+        lengths_B=None,
+        deterministic: bool = True,
+        deterministic_trunk: bool = False,
+    ) -> tuple[jax.Array, jax.Array]:
+        """What the head's product reads in training: vectors of draft and target, normed, `[B, D, C]` each.
+
+        Args: as `__call__`; with `deterministic_trunk` the trunk has no dropout whatever `deterministic` says.
+        """
+        h_BxDxC = self.trunk(masked_tokens_BxD, positions_BxD, lengths_B, deterministic or deterministic_trunk)
+        draft_BxDxC = self.final_norm(h_BxDxC)
+        if not self.config.n_causal:
+            return draft_BxDxC, draft_BxDxC
+        u_BxDxC = self.token_free_input(h_BxDxC)
+        target_h_BxDxC, _ = self.causal_full(h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD, lengths_B, deterministic)
+        return draft_BxDxC, self.final_norm(target_h_BxDxC)
+
     def __call__(
         self, masked_tokens_BxD, tokens_BxD, positions_BxD, lengths_B=None, deterministic: bool = True
     ) -> tuple[jax.Array, jax.Array]:
@@ -232,10 +254,6 @@ class HybridTransformer(nn.Module):
         Returns:
             Draft and target logits, float32 `[B, D, V]` each.
         """
-        h_BxDxC = self.trunk(masked_tokens_BxD, positions_BxD, lengths_B, deterministic)
-        draft_BxDxV = self.head(h_BxDxC)
-        if not self.config.n_causal:
-            return draft_BxDxV, draft_BxDxV
-        u_BxDxC = self.token_free_input(h_BxDxC)
-        target_h_BxDxC, _ = self.causal_full(h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD, lengths_B, deterministic)
-        return draft_BxDxV, self.head(target_h_BxDxC)
+        pair = self.hidden_pair(masked_tokens_BxD, tokens_BxD, positions_BxD, lengths_B, deterministic)
+        draft_BxDxV, target_BxDxV = (self._logits(x_BxDxC) for x_BxDxC in pair)
+        return draft_BxDxV, target_BxDxV

@@ -63,7 +63,7 @@ def rotate(x_BxDxHxE: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Arra
 
 
 class Embedding(nn.Module):
-    """Token embedding; a one-hot product for small vocabularies, a gather otherwise."""
+    """Token embedding, the mask's the last; a one-hot product for small vocabularies, a gather otherwise."""
 
     num_embeddings: int
     width: int
@@ -73,11 +73,18 @@ class Embedding(nn.Module):
     @nn.compact
     def __call__(self, tokens_BxD: jax.Array) -> jax.Array:
         init = partitioned(nn.initializers.normal(1.0), "vocab", "embed")
-        table_VxC = self.param("table", init, (self.num_embeddings, self.width)).astype(self.dtype)
+        table_VxC = self.param("table", init, (self.num_embeddings, self.width))
         if self.one_hot:
             hot_BxDxV = jax.nn.one_hot(tokens_BxD, self.num_embeddings, dtype=self.dtype)
-            return jnp.einsum("BDV,VC->BDC", hot_BxDxV, table_VxC)
-        return jnp.take(table_VxC, tokens_BxD, axis=0, mode="clip")
+            return jnp.einsum("BDV,VC->BDC", hot_BxDxV, table_VxC.astype(self.dtype))
+        # The gather's gradient adds rows of the table at once, and additions to one row wait for each other. Half of
+        # all tracks hold the mask, the last row: it is selected, so that its gradient is a sum, and the zeros that the
+        # masked tracks then add are spread over the table. In float32, where the GPU adds without a retry.
+        is_mask_BxD = tokens_BxD == self.num_embeddings - 1
+        spread_BxD = jax.lax.broadcasted_iota(jnp.int32, tokens_BxD.shape, 1) % self.num_embeddings
+        gathered_BxDxC = jnp.take(table_VxC, jnp.where(is_mask_BxD, spread_BxD, tokens_BxD), axis=0, mode="clip")
+        embedded_BxDxC = jnp.where(is_mask_BxD[..., None], table_VxC[None, None, -1], gathered_BxDxC)
+        return embedded_BxDxC.astype(self.dtype)
 
 
 class Mlp(nn.Module):
@@ -100,7 +107,7 @@ class Mlp(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Projections of multi-head attention: queries, keys and values in one product, and the output.
+    """Projections of multi-head attention: queries, keys, values, and the output.
 
     The attention between them is the caller's, since the trunk, the causal part and its window attend differently.
     """
@@ -118,8 +125,13 @@ class SelfAttention(nn.Module):
         kernel = self.param("qkv", qkv_init, (width, 3, self.num_heads, self.head_dim))
         out_init = partitioned(scaled_init(self.out_scale, in_axis=(0, 1), out_axis=2), "heads", None, "embed")
         out_kernel = self.param("out", out_init, (self.num_heads, self.head_dim, width))
-        qkv = jnp.einsum("BDC,CTHE->TBDHE", x_BxDxC, kernel.astype(self.dtype))
-        out_BxDxHxE = constrain(attend(qkv[0], qkv[1], qkv[2]), ("batch", None, "heads", None))
+        kernel = kernel.astype(self.dtype)
+        # Queries and keys in one product, since the rotation that follows reads and writes them anyway; values in one
+        # of their own, whose output the attention kernel can take as it lies in memory.
+        q_k = jnp.einsum("BDC,CTHE->BDTHE", x_BxDxC, kernel[:, :2])
+        v_BxDxHxE = jnp.einsum("BDC,CHE->BDHE", x_BxDxC, kernel[:, 2])
+        out_BxDxHxE = attend(q_k[:, :, 0], q_k[:, :, 1], v_BxDxHxE)
+        out_BxDxHxE = constrain(out_BxDxHxE, ("batch", None, "heads", None))
         return jnp.einsum("BDHE,HEC->BDC", out_BxDxHxE, out_kernel.astype(self.dtype))
 
 

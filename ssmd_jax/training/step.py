@@ -1,6 +1,7 @@
 """The loss on a batch and the train step: pure functions of state, tokens and key."""
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,27 @@ import optax
 from ssmd_jax.diffusion import loss, masking, orders
 from ssmd_jax.diffusion.loss import LossConfig
 from ssmd_jax.model.hybrid import HybridTransformer
-from ssmd_jax.training import keys
+from ssmd_jax.training import cross_entropy, keys
 from ssmd_jax.training.optimizer import freeze
 from ssmd_jax.training.state import TrainState
+
+
+class TokenLosses(NamedTuple):
+    """What one pass of the network over a batch gives.
+
+    Attributes:
+        total: the training loss, the only field with a gradient.
+        draft_nll_BxD: nats by track, 0 where it is not masked.
+        target_nll_BxD: the same of the target, never tied to the draft.
+        num_revealed_B: number of revealed tokens.
+        lengths_B: lengths of the rows.
+    """
+
+    total: jax.Array
+    draft_nll_BxD: jax.Array
+    target_nll_BxD: jax.Array
+    num_revealed_B: jax.Array
+    lengths_B: jax.Array
 
 
 def token_losses(
@@ -20,9 +39,9 @@ def token_losses(
     tokens_BxD: jax.Array,
     lengths_B: jax.Array | None,
     key: jax.Array,
+    loss_config: LossConfig,
     deterministic: bool,
-    deterministic_trunk: bool = False,
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+) -> TokenLosses:
     """Draws orders and masks, and runs the network once (METHOD.md section 4).
 
     Row `b` draws its order from `fold_in(key, b)`, so that it depends neither on the sharding nor on the batch's size.
@@ -33,39 +52,36 @@ def token_losses(
         tokens_BxD: int tokens in sequence order.
         lengths_B: int `[B]`, or None where all rows are full.
         key: key of this batch.
+        loss_config: weights and options; a frozen trunk has no dropout, since it is to stay what it was.
         deterministic: no dropout.
-        deterministic_trunk: no dropout in the trunk, whatever `deterministic` says.
-
-    Returns:
-        Draft and target negative log likelihood by track, nats `[B, D]` each (meaningful on masked tracks alone);
-        the number of revealed tokens `[B]`; the lengths `[B]`.
     """
     batch, length = tokens_BxD.shape
+    num_tokens = network.config.num_tokens
     all_lengths_B = jnp.full((batch,), length, jnp.int32) if lengths_B is None else lengths_B
     order_BxD = orders.uniform_order(keys.row_keys(keys.stream(key, "order"), batch), all_lengths_B, length)
     num_revealed_B = masking.stratified_num_revealed(keys.stream(key, "reveal"), all_lengths_B)
     true_BxD = orders.to_order_space(tokens_BxD, order_BxD)
-    masked_BxD = masking.mask_suffix(true_BxD, num_revealed_B, network.config.num_tokens)
-    rngs = None if deterministic else {"dropout": keys.stream(key, "dropout")}
-    forward = _forward_with_deterministic_trunk if deterministic_trunk else None
-    draft_BxDxV, target_BxDxV = network.apply(
-        {"params": params}, masked_BxD, true_BxD, order_BxD, lengths_B, deterministic, rngs=rngs, method=forward
+    masked_BxD = masking.mask_suffix(true_BxD, num_revealed_B, num_tokens)
+    draft_BxDxC, target_BxDxC = network.apply(
+        {"params": params},
+        masked_BxD,
+        true_BxD,
+        order_BxD,
+        lengths_B,
+        deterministic,
+        loss_config.freeze_trunk,
+        rngs=None if deterministic else {"dropout": keys.stream(key, "dropout")},
+        method=HybridTransformer.hidden_pair,
     )
     # Padding may hold the mask id, which has no logit; those tracks never count.
-    scored_BxD = jnp.minimum(true_BxD, network.config.num_tokens - 1)
-    draft_nll_BxD, target_nll_BxD = loss.token_nll(draft_BxDxV, scored_BxD), loss.token_nll(target_BxDxV, scored_BxD)
-    return draft_nll_BxD, target_nll_BxD, num_revealed_B, all_lengths_B
-
-
-def _forward_with_deterministic_trunk(
-    network: HybridTransformer, masked_BxD, true_BxD, order_BxD, lengths_B, deterministic: bool
-):
-    """`HybridTransformer.__call__` with dropout in the causal part alone."""
-    h_BxDxC = network.trunk(masked_BxD, order_BxD, lengths_B)
-    draft_BxDxV = network.head(h_BxDxC)
-    u_BxDxC = network.token_free_input(h_BxDxC)
-    target_h_BxDxC, _ = network.causal_full(h_BxDxC, u_BxDxC, true_BxD, order_BxD, lengths_B, deterministic)
-    return draft_BxDxV, network.head(target_h_BxDxC)
+    scored_BxD = jnp.minimum(true_BxD, num_tokens - 1)
+    counted_BxD = loss.masked_tracks(num_revealed_B, all_lengths_B, length)
+    weights = loss.loss_weights(num_revealed_B, all_lengths_B, length, loss_config)
+    (draft_total, draft_nll_BxD), (target_total, target_nll_BxD) = (
+        cross_entropy.weighted_nll(x_BxDxC, params["head"], scored_BxD, weights_BxD, counted_BxD)
+        for x_BxDxC, weights_BxD in zip((draft_BxDxC, target_BxDxC), weights, strict=True)
+    )
+    return TokenLosses(draft_total + target_total, draft_nll_BxD, target_nll_BxD, num_revealed_B, all_lengths_B)
 
 
 def loss_fn(
@@ -77,15 +93,16 @@ def loss_fn(
     loss_config: LossConfig,
     deterministic: bool,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The training loss; arguments as `token_losses`. A frozen trunk has no dropout: it is to stay what it was.
+    """The training loss; arguments as `token_losses`.
 
     Returns:
         The weighted loss, and `{"draft_loss", "target_loss"}`, nats per token.
     """
     if loss_config.freeze_trunk:
         params = freeze(params)
-    losses = token_losses(params, network, tokens_BxD, lengths_B, key, deterministic, loss_config.freeze_trunk)
-    return loss.two_term_loss(*losses, loss_config)
+    total, *by_track = token_losses(params, network, tokens_BxD, lengths_B, key, loss_config, deterministic)
+    _, terms = loss.two_term_loss(*by_track, loss_config)
+    return total, terms
 
 
 def accumulated_gradient(

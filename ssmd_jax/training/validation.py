@@ -78,7 +78,8 @@ def make_eval_step(network: HybridTransformer, loss_config: LossConfig) -> Calla
     """The step `(params, tokens [B, D], key) -> sums`, to be jitted by the caller."""
 
     def eval_step(params, tokens_BxD: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        draft, target, num_revealed_B, lengths_B = token_losses(params, network, tokens_BxD, None, key, True)
+        losses = token_losses(params, network, tokens_BxD, None, key, loss_config, deterministic=True)
+        _, draft, target, num_revealed_B, lengths_B = losses
         _, terms = loss.two_term_loss(draft, target, num_revealed_B, lengths_B, loss_config)
         draft_sums, counts = loss.distance_sums(draft, num_revealed_B, lengths_B)
         target_sums, _ = loss.distance_sums(target, num_revealed_B, lengths_B)

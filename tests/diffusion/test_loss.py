@@ -50,6 +50,19 @@ def test_tied_first_track_takes_the_draft():
     np.testing.assert_allclose(tied["target_loss"], expected["target_loss"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("tie_first", [False, True])
+def test_weights_give_the_loss(tie_first):
+    """The weighted sum is the two-term loss, tied or not, and its weights are the loss's gradient."""
+    config = LossConfig(draft_weight=0.5, target_weight=2.0, tie_first=tie_first)
+    draft, target = (jnp.asarray(RNG.random((3, 5)), jnp.float32) for _ in range(2))
+    revealed, lengths = jnp.array([1, 3, 0]), jnp.array([5, 4, 2])
+    weights = loss.loss_weights(revealed, lengths, 5, config)
+    total = lambda draft, target: loss.two_term_loss(draft, target, revealed, lengths, config)[0]
+    np.testing.assert_allclose((weights[0] * draft + weights[1] * target).sum(), total(draft, target), rtol=1e-6)
+    for weight, gradient in zip(weights, jax.grad(total, (0, 1))(draft, target), strict=True):
+        np.testing.assert_allclose(weight, gradient, rtol=1e-6)
+
+
 def test_draft_term_is_the_any_order_likelihood():
     """Averaged over all `i`, the term is the mean over orders of the chain rule's sum: exact on a small table."""
     length = 4

@@ -12,6 +12,7 @@ from flax import linen as nn
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.model.layers import Embedding
 
 V, D, B = 7, 10, 3
 SIZES = (1, 4, D)
@@ -312,3 +313,19 @@ def test_dropout_is_on_in_training_only():
 def test_bad_configurations_are_named(change, words):
     with pytest.raises(ValueError, match=words):
         dataclasses.replace(CONFIG, **change)
+
+
+def test_gathered_embedding_equals_the_one_hot_product():
+    """Values and gradient of the table, the mask's row included, which the gather takes apart."""
+    tokens = jnp.asarray(np.random.default_rng(4).integers(0, 6, (3, 7)))
+    upstream = jax.random.normal(jax.random.key(5), (3, 7, 4))
+    table = {"params": {"table": jax.random.normal(jax.random.key(6), (6, 4))}}
+
+    def value_and_gradient(one_hot):
+        embedding = Embedding(6, 4, jnp.float32, one_hot)
+        apply = lambda table: embedding.apply(table, tokens)
+        return jax.jit(apply)(table), jax.jit(jax.grad(lambda table: (apply(table) * upstream).sum()))(table)
+
+    assert (np.asarray(tokens) == 5).any()
+    for a, b in zip(*map(jax.tree.leaves, (value_and_gradient(True), value_and_gradient(False))), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
