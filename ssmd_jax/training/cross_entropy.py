@@ -1,0 +1,181 @@
+"""Cross entropy of the head on the tracks that count: all logits at once, or in chunks without keeping any.
+
+With 50,000 tokens the logits of a batch are gigabytes, written and read several times, and half of the tracks (the
+revealed ones) do not count in the loss. The chunked form gathers those that do, and takes loss and gradient of a chunk
+while its logits are at hand.
+"""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from ssmd_jax.diffusion.loss import token_nll
+from ssmd_jax.model.partitioning import constrain
+
+# Vocabularies from this size on are taken in chunks.
+CHUNKED_FROM = 4096
+# Tracks of a chunk, about: products large enough to fill the device, logits small beside the activations.
+CHUNK_TRACKS = 4096
+
+
+def weighted_nll(
+    x_BxDxC: jax.Array,
+    kernel_CxV: jax.Array,
+    tokens_BxD: jax.Array,
+    weights_BxD: jax.Array,
+    counted_BxD: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Weighted negative log likelihood under `softmax(x @ kernel)`; the form is chosen by the vocabulary's size.
+
+    Args:
+        x_BxDxC: vectors in the dtype of computation, normed.
+        kernel_CxV: the head, float32.
+        tokens_BxD: the true tokens, below `V`.
+        weights_BxD: float32 weight of each track.
+        counted_BxD: bool; what is not counted adds nothing, whatever its weight, and may not be looked at.
+
+    Returns:
+        `sum(weights * nll)` over the counted tracks, the only output with a gradient (to `x` and `kernel`), and
+        `nll_BxD`, float32 nats, 0 where not counted.
+    """
+    form = chunked_nll if kernel_CxV.shape[1] >= CHUNKED_FROM else direct_nll
+    return form(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD)
+
+
+def direct_nll(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD) -> tuple[jax.Array, jax.Array]:
+    """`weighted_nll` from the logits of all tracks."""
+    logits_BxDxV = jnp.einsum(
+        "BDC,CV->BDV", x_BxDxC, kernel_CxV.astype(x_BxDxC.dtype), preferred_element_type=jnp.float32
+    )
+    nll_BxD = token_nll(constrain(logits_BxDxV, ("batch", None, "vocab")), tokens_BxD)
+    nll_BxD = jnp.where(counted_BxD, nll_BxD, 0.0)
+    return jnp.sum(weights_BxD * nll_BxD), jax.lax.stop_gradient(nll_BxD)
+
+
+def chunked_nll(
+    x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, chunk: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """`weighted_nll` in chunks of counted tracks; every device takes its own rows, and as many chunks as those need.
+
+    Args:
+        x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD: as `weighted_nll`.
+        chunk: tracks of a chunk; None for a size of about `CHUNK_TRACKS` of which a whole number holds half of a
+            device's tracks.
+    """
+    axes = _batch_axes()
+    if chunk is None:
+        ways = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
+        chunk = chunk_size(x_BxDxC.shape[0] * x_BxDxC.shape[1] // ways)
+    return _chunked(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, chunk, axes)
+
+
+def chunk_size(tracks: int) -> int:
+    """Tracks of a chunk: a few chunks hold what counts of `tracks`, one half and a little more."""
+    half = 1.03 * tracks / 2
+    chunks = max(1, round(half / CHUNK_TRACKS))
+    return min(-(-math.ceil(half / chunks) // 128) * 128, tracks)
+
+
+def _batch_axes() -> tuple[str, ...]:
+    """Mesh axes over which the batch is sharded; none outside the trainer."""
+    mesh, rules = jax.sharding.get_abstract_mesh(), dict(nn.get_logical_axis_rules())
+    entry = rules.get("batch") or ()
+    axes = (entry,) if isinstance(entry, str) else entry
+    return tuple(axis for axis in axes if not mesh.empty and mesh.shape[axis] > 1)
+
+
+def _over_rows(function, axes: tuple[str, ...]):
+    """Runs `function(x, kernel, tokens, weights, counted)` on each device's rows; its outputs are summed or kept."""
+    if not axes:
+        return function
+    rows = jax.P(axes)
+
+    def local(*args):
+        total, nll_BxD, *gradients = function(*args)
+        # The gradient of `x` belongs to the rows; those of the kernel add up.
+        summed = [gradient if n == 0 else jax.lax.psum(gradient, axes) for n, gradient in enumerate(gradients)]
+        return jax.lax.psum(total, axes), nll_BxD, *summed
+
+    def mapped(*args):
+        outputs = (jax.P(), rows, rows, jax.P())[: 2 if function.keywords["gradient"] is False else 4]
+        # Only the batch's axes are taken by hand: the vocabulary may be sharded over the others.
+        return jax.shard_map(
+            local,
+            in_specs=(rows, jax.P(), rows, rows, rows),
+            out_specs=outputs,
+            axis_names=frozenset(axes),
+            check_vma=False,
+        )(*args)
+
+    return mapped
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
+def _chunked(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, chunk: int, axes: tuple[str, ...]):
+    run = _over_rows(functools.partial(_run_chunks, chunk=chunk, gradient=False), axes)
+    return run(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD)
+
+
+def _chunked_forward(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, chunk, axes):
+    # The loss is a weighted sum with weights that are known: its gradient is taken here, but for the factor that
+    # comes from behind, so that no logits are computed twice.
+    run = _over_rows(functools.partial(_run_chunks, chunk=chunk, gradient=True), axes)
+    total, nll_BxD, dx_BxDxC, dkernel_CxV = run(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD)
+    return (total, nll_BxD), (dx_BxDxC, dkernel_CxV)
+
+
+def _chunked_backward(chunk, axes, gradients, cotangents):
+    dx_BxDxC, dkernel_CxV = gradients
+    factor = cotangents[0]
+    return (factor * dx_BxDxC).astype(dx_BxDxC.dtype), factor * dkernel_CxV, None, None, None
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
+
+
+def _run_chunks(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, *, chunk: int, gradient: bool):
+    """Total and `nll`, and where asked for the gradients of the total to `x` and the kernel.
+
+    `N` are the tracks of all rows, `T` those of a chunk.
+    """
+    shape, dtype = x_BxDxC.shape, x_BxDxC.dtype
+    num_tracks, width = shape[0] * shape[1], shape[2]
+    x_NxC, kernel_16_CxV = x_BxDxC.reshape(num_tracks, width), kernel_CxV.astype(dtype)
+    tokens_N, weights_N, counted_N = (x.reshape(num_tracks) for x in (tokens_BxD, weights_BxD, counted_BxD))
+    # The counted tracks first; what pads the last chunk points behind the end and is dropped.
+    tracks_N = jnp.where(counted_N, jnp.arange(num_tracks), num_tracks)
+    tracks = jnp.pad(jnp.sort(tracks_N), (0, -num_tracks % chunk), constant_values=num_tracks)
+    num_chunks = -(-jnp.sum(counted_N, dtype=jnp.int32) // chunk)
+
+    def one_chunk(n, carry):
+        nll_N, *gradients = carry
+        tracks_T = jax.lax.dynamic_slice(tracks, (n * chunk,), (chunk,))
+        take = lambda x: x.at[tracks_T].get(mode="clip")
+        x_TxC, tokens_T = take(x_NxC), take(tokens_N)
+        logits_TxV = jnp.matmul(x_TxC, kernel_16_CxV, preferred_element_type=jnp.float32)
+        normalizer_T = jax.nn.logsumexp(logits_TxV, axis=-1)
+        chosen_T = jnp.take_along_axis(logits_TxV, tokens_T[:, None], axis=-1)[:, 0]
+        nll_N = nll_N.at[tracks_T].set(normalizer_T - chosen_T, mode="drop")
+        if not gradient:
+            return (nll_N,)
+        dx_NxC, dkernel_CxV = gradients
+        weights_T = jnp.where(tracks_T < num_tracks, take(weights_N), 0.0)
+        is_chosen_TxV = jax.lax.broadcasted_iota(jnp.int32, logits_TxV.shape, 1) == tokens_T[:, None]
+        probability_TxV = jnp.exp(logits_TxV - normalizer_T[:, None])
+        dlogits_TxV = (jnp.where(is_chosen_TxV, probability_TxV - 1.0, probability_TxV) * weights_T[:, None]).astype(
+            dtype
+        )
+        dx_TxC = jnp.matmul(dlogits_TxV, kernel_16_CxV.T, preferred_element_type=jnp.float32).astype(dtype)
+        dkernel_CxV += jnp.matmul(x_TxC.T, dlogits_TxV, preferred_element_type=jnp.float32)
+        return nll_N, dx_NxC.at[tracks_T].set(dx_TxC, mode="drop"), dkernel_CxV
+
+    carry = (jnp.zeros(num_tracks, jnp.float32),)
+    if gradient:
+        carry += (jnp.zeros_like(x_NxC), jnp.zeros(kernel_CxV.shape, jnp.float32))
+    nll_N, *gradients = jax.lax.fori_loop(0, num_chunks, one_chunk, carry)
+    nll_BxD = nll_N.reshape(shape[:2])
+    total = jnp.sum(weights_BxD * nll_BxD)
+    return total, nll_BxD, *(g.reshape(shape) if n == 0 else g for n, g in enumerate(gradients))
