@@ -1,7 +1,10 @@
 """Masking in order space: the revealed tokens are a prefix (METHOD.md sections 2 and 4)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def mask_suffix(tokens_BxD: jax.Array, num_revealed_B: jax.Array, mask_id: int) -> jax.Array:
@@ -19,11 +22,22 @@ def mask_suffix(tokens_BxD: jax.Array, num_revealed_B: jax.Array, mask_id: int) 
     return jnp.where(revealed_BxD, tokens_BxD, mask_id)
 
 
+def strata(batch: int) -> np.ndarray:
+    """The stratum of each row, a permutation of `0..batch-1`: multiples of a step near the golden section.
+
+    Consecutive multiples of the golden section fill the circle evenly, however many are taken.
+    """
+    golden = (math.sqrt(5) - 1) / 2 * batch
+    step = min((n for n in range(1, batch + 1) if math.gcd(n, batch) == 1), key=lambda n: abs(n - golden))
+    return np.arange(batch) * step % batch
+
+
 def stratified_num_revealed(key: jax.Array, lengths_B: jax.Array) -> jax.Array:
     """Number of revealed tokens for each row, `floor(u_b * D_b)` (METHOD.md section 4).
 
-    `u_b = (b / B + u) mod 1` with one uniform `u` for the batch: every row is uniform on `0..D_b-1`, and one batch
-    covers the range evenly, which lowers the variance of the loss.
+    `u_b = (s_b / B + u) mod 1` with one uniform `u` for the batch and a permutation `s` of its rows: every row is
+    uniform on `0..D_b-1`, and one batch covers the range evenly, which lowers the variance of the loss. Neighbouring
+    rows are far apart, so that each device's rows, too, cover it: devices do equal work on the masked tracks.
 
     Args:
         key: a PRNG key.
@@ -33,7 +47,7 @@ def stratified_num_revealed(key: jax.Array, lengths_B: jax.Array) -> jax.Array:
         int32 `[B]` in `0..lengths[b]-1`.
     """
     batch = lengths_B.shape[0]
-    u_B = (jnp.arange(batch) / batch + jax.random.uniform(key)) % 1.0
+    u_B = (strata(batch) / jnp.float32(batch) + jax.random.uniform(key)) % 1.0
     # float32 rounding may lift the product of u < 1 and the length to the length itself
     return jnp.minimum((u_B * lengths_B).astype(jnp.int32), lengths_B.astype(jnp.int32) - 1)
 

@@ -6,6 +6,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import scipy.stats
 
 from ssmd_jax.diffusion import masking, orders
@@ -64,3 +65,15 @@ def test_stratified_number_of_revealed_tokens():
     assert scipy.stats.chisquare(np.bincount(draws[:, 3], minlength=8)).pvalue > 1e-3
     mixed = np.stack([masking.stratified_num_revealed(jax.random.key(s), jnp.array([1, 2, 5])) for s in range(400)])
     assert mixed.max(axis=0).tolist() == [0, 1, 4] and not mixed.min(axis=0).any()
+
+
+@pytest.mark.parametrize("batch", [1, 2, 8, 12, 64, 97])
+def test_strata_of_neighbouring_rows_are_far_apart(batch):
+    """A permutation of which every run of rows, a device's share, covers the range."""
+    strata = masking.strata(batch)
+    assert sorted(strata) == list(range(batch))
+    for share in (4, 8):
+        if batch >= 8 * share:
+            for start in range(0, batch, share):
+                gaps = np.diff(np.sort(strata[start : start + share]), append=batch + strata[start:].min())
+                assert gaps.max() <= 3 * batch / share
