@@ -29,7 +29,9 @@ def peak_flops(device: jax.Device) -> float | None:
     return next((peak for name, peak in PEAK_FLOPS if name.lower() in device.device_kind.lower()), None)
 
 
-def train_flops_per_token(config: HybridConfig, length: int, freeze_trunk: bool = False) -> float:
+def train_flops_per_token(
+    config: HybridConfig, length: int, freeze_trunk: bool = False, head_tracks: float = 1.0
+) -> float:
     """Floating-point operations of forward and backward pass for each token of a sequence.
 
     A matrix product counts 2 a parameter in the forward pass, and twice that in the backward pass (once for its input,
@@ -38,7 +40,8 @@ def train_flops_per_token(config: HybridConfig, length: int, freeze_trunk: bool 
     - trunk block: `2 (4 C^2 + 3 C F)` for its kernels, `4 D C` for scores and mix;
     - causal block: the same with half of the attention, `2 D C`;
     - causal projections: `2 (3 C^2 + C^2)`, the three-way input and the output map;
-    - head: `2 C V`, twice, for the draft and for the target.
+    - head: `2 C V`, twice, for the draft and for the target, times `head_tracks`, the share of the tracks that it is
+      applied to (1, or about 1/2 where only masked tracks are: `training/cross_entropy.py`).
 
     Embedding, norms and softmax are left out, and so is what `remat` computes again. With a frozen trunk, trunk and
     draft head have no backward pass, and the target's head has none for its weights.
@@ -46,7 +49,7 @@ def train_flops_per_token(config: HybridConfig, length: int, freeze_trunk: bool 
     width, tokens = config.width, config.num_tokens
     kernels = 2 * (4 * width**2 + 3 * width * config.hidden)
     trunk = config.n_noncausal * (kernels + 4 * length * width)
-    head = 2 * width * tokens
+    head = 2 * width * tokens * head_tracks
     if not config.n_causal:
         return 3.0 * (trunk + head)
     causal = config.n_causal * (kernels + 2 * length * width) + 2 * 4 * width**2
