@@ -9,11 +9,12 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from ssmd_jax.sampling import budget, keys
-from ssmd_jax.sampling import canvas as canvas_lib
+from ssmd_jax.sampling import passes
 from ssmd_jax.sampling.canvas import Canvas, SampleResult
-from ssmd_jax.sampling.config import Laws, SpeculativeConfig
+from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.passes import run_trunk, take_drafts
+from ssmd_jax.sampling.request import Rows, Rules, prepare
+from ssmd_jax.sampling.sharded import over_devices
 
 
 def sample(
@@ -26,6 +27,7 @@ def sample(
     prompt=None,
     prompt_mask=None,
     lengths=None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> SampleResult:
     """Draws samples from the drafts alone; arguments and result as in `speculative.sample`.
 
@@ -35,45 +37,27 @@ def sample(
     Raises:
         ValueError: bad arguments, or a budget below the cost of one pass.
     """
-    prompt_BxD, given_BxD, lengths_B = canvas_lib.check_rows(model, batch_size, length, prompt, prompt_mask, lengths)
-    purse, max_passes = budget.purse(config.budget_nfe, model.trunk_cost, 0.0)
-    windows, size = budget.windows(config.window, lengths_B, length, max_passes)
-    return _sample(
-        model,
-        keys.row_keys(key, batch_size),
-        prompt_BxD,
-        given_BxD,
-        canvas_lib.unless_full(lengths_B, length),
-        windows,
-        purse,
-        config.laws,
-        size=size,
+    rows, rules = prepare(
+        model, key, config, batch_size, length, prompt, prompt_mask, lengths, verify_cost=0.0, mesh=mesh
     )
+    return _sample(model, rules, rows, mesh=mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("size",))
-def _sample(
-    model, row_keys_B, prompt_BxD, given_BxD, lengths_B, windows, purse, laws: Laws, *, size: int
-) -> SampleResult:
-    lengths_B = canvas_lib.known_lengths(lengths_B, *prompt_BxD.shape)
-    canvas = canvas_lib.start(
-        row_keys_B, prompt_BxD, given_BxD, lengths_B, model.num_tokens, random_order=laws.order == "random"
-    )
+@functools.partial(jax.jit, static_argnames=("mesh",))
+def _sample(model, rules: Rules, rows: Rows, *, mesh: jax.sharding.Mesh | None) -> SampleResult:
+    return over_devices(functools.partial(passes.run, one_pass), mesh)(model, rules, rows)
 
-    def unfinished(canvas: Canvas) -> jax.Array:
-        return jnp.any(canvas.num_revealed_B < lengths_B)
 
-    def one_pass(canvas: Canvas) -> Canvas:
-        start_B = canvas.num_revealed_B
-        if purse.budget is None:
-            end_B = start_B + windows.plain(start_B)
-        else:
-            payable_B = purse.passes_payable(canvas.passes_B, canvas.rounds_B)
-            merged_B = start_B + windows.merged(start_B, payable_B)
-            end_B = jnp.where(payable_B > 1, merged_B, lengths_B)
+def one_pass(model, rules: Rules, rows: Rows, canvas: Canvas) -> Canvas:
+    """One trunk pass, whose window is revealed as drafted; arguments as in `speculative.one_pass`."""
+    lengths_B = rows.known_lengths()
+    start_B = canvas.num_revealed_B
+    if rules.purse.budget is None:
+        end_B = start_B + rows.windows.plain(start_B)
+    else:
+        payable_B = rules.purse.passes_payable(canvas.passes_B, canvas.rounds_B)
+        merged_B = start_B + rows.windows.merged(start_B, payable_B)
+        end_B = jnp.where(payable_B > 1, merged_B, lengths_B)
 
-        context, canvas, draft_keys_B = run_trunk(model, canvas, row_keys_B, lengths_B, laws, size)
-        return take_drafts(model, context, canvas, end_B, draft_keys_B, laws.plain, size)
-
-    canvas = jax.lax.while_loop(unfinished, one_pass, canvas)
-    return canvas_lib.finish(canvas, model.trunk_cost, 0.0)
+    context, canvas, draft_keys_B = run_trunk(model, canvas, rows.keys_B, lengths_B, rules.laws, rules.sizes[-1])
+    return take_drafts(model, context, canvas, end_B, draft_keys_B, rules.laws.plain, rules.sizes)

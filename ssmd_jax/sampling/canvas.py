@@ -29,6 +29,8 @@ class SampleResult:
             2 replaced, 3 unverified.
         revealed_in: int32 `[batch, length]` by track: the trunk pass that revealed it, from 1; 0 given or padding.
         rejected_token: int32 `[batch, length]` by track: the draft that was rejected there, the mask id where none.
+        rows_computed: int32, one entry for each loop that ran: its trunk passes times the rows of each, finished ones
+            included. `trunk_passes.sum() / rows_computed.sum()` is the share that was needed.
     """
 
     tokens: jax.Array
@@ -42,6 +44,7 @@ class SampleResult:
     status: jax.Array
     revealed_in: jax.Array
     rejected_token: jax.Array
+    rows_computed: jax.Array
 
 
 @flax.struct.dataclass
@@ -67,8 +70,14 @@ class Canvas:
     rejected_BxD: jax.Array
 
 
-def check_rows(model, batch_size, length, prompt, prompt_mask, lengths):
-    """Validates what a user passes to a sampler.
+def check_count(name: str, value) -> None:
+    """Raises `ValueError` unless `value` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+
+
+def check_rows(model, batch_size, length, prompt, prompt_mask, lengths, name="batch_size"):
+    """Validates what a user passes to a sampler; `name` is what the user knows `batch_size` by.
 
     Returns:
         NumPy `prompt_BxD` (int32, the mask id where not given), `given_BxD` (bool), `lengths_B` (int32).
@@ -76,9 +85,8 @@ def check_rows(model, batch_size, length, prompt, prompt_mask, lengths):
     Raises:
         ValueError: one sentence that names the argument.
     """
-    for name, value in (("batch_size", batch_size), ("length", length)):
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < 1:
-            raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}")
+    check_count(name, batch_size)
+    check_count("length", length)
     shape = (batch_size, length)
     lengths_B = np.full(batch_size, length, np.int32) if lengths is None else np.asarray(lengths)
     if lengths_B.shape != (batch_size,) or not np.issubdtype(lengths_B.dtype, np.integer):
@@ -168,8 +176,8 @@ def reveal(canvas: Canvas, tokens_BxS, status_BxS, rejected_BxS, count_B) -> Can
     )
 
 
-def finish(canvas: Canvas, trunk_cost: float, verify_cost: float) -> SampleResult:
-    """Back to sequence order, with the totals."""
+def finish(canvas: Canvas, trunk_cost: float, verify_cost: float, rows_computed: jax.Array) -> SampleResult:
+    """Back to sequence order, with the totals; `rows_computed` is a scalar, that of one loop."""
     count = lambda status: jnp.sum(canvas.status_BxD == status, axis=1).astype(jnp.int32)
     return SampleResult(
         tokens=orders.to_sequence_order(canvas.tokens_BxD, canvas.positions_BxD),
@@ -183,4 +191,5 @@ def finish(canvas: Canvas, trunk_cost: float, verify_cost: float) -> SampleResul
         status=canvas.status_BxD,
         revealed_in=canvas.revealed_in_BxD,
         rejected_token=canvas.rejected_BxD,
+        rows_computed=rows_computed[None],
     )

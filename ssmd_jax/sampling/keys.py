@@ -11,18 +11,18 @@ import jax.numpy as jnp
 ORDER, SUFFIX_ORDER, DRAFT, VERIFY = range(4)
 
 
-def row_keys(key: jax.Array, batch_size: int) -> jax.Array:
+def row_keys(key: jax.Array, batch_size: int, name: str = "batch_size") -> jax.Array:
     """One key a row: `fold_in(key, b)` of one key, or the given array of `batch_size` keys.
 
     Raises:
-        ValueError: if `key` is neither one typed key nor `batch_size` of them.
+        ValueError: if `key` is neither one typed key nor `batch_size` of them; `name` is what the user knows that by.
     """
     if not jax.dtypes.issubdtype(getattr(key, "dtype", None), jax.dtypes.prng_key):
-        raise ValueError("key must be a typed key, jax.random.key(seed), or an array of batch_size such keys")
+        raise ValueError(f"key must be a typed key, jax.random.key(seed), or an array of {name} such keys")
     if key.ndim == 0:
         return jax.vmap(lambda row: jax.random.fold_in(key, row))(jnp.arange(batch_size))
     if key.shape != (batch_size,):
-        raise ValueError(f"key must be one key or batch_size = {batch_size} of them, got shape {key.shape}")
+        raise ValueError(f"key must be one key or {name} = {batch_size} of them, got shape {key.shape}")
     return key
 
 

@@ -1,4 +1,4 @@
-"""What one trunk pass is to every sampler: the pass itself, and taking drafts as they are."""
+"""What every sampler shares: the loop over passes, the trunk pass itself, and taking drafts as they are."""
 
 from collections.abc import Callable
 
@@ -8,9 +8,32 @@ import jax.numpy as jnp
 from ssmd_jax.diffusion.speculation import categorical
 from ssmd_jax.sampling import canvas as canvas_lib
 from ssmd_jax.sampling import keys
-from ssmd_jax.sampling.canvas import UNVERIFIED, Canvas
+from ssmd_jax.sampling.canvas import UNVERIFIED, Canvas, SampleResult
 from ssmd_jax.sampling.config import Laws
 from ssmd_jax.sampling.ordering import reorder_suffix
+from ssmd_jax.sampling.request import Rows, Rules
+from ssmd_jax.sampling.sizes import at_size
+
+
+def run(one_pass: Callable, model, rules: Rules, rows: Rows) -> SampleResult:
+    """Passes over all rows until the last is finished.
+
+    Args:
+        one_pass: `(model, rules, rows, canvas) -> canvas`, leaves finished rows as they are.
+        model: satisfies `ssmd_jax.sampling.interface.SpeculativeModel`.
+        rules: of all rows.
+        rows: what each row is given.
+    """
+    lengths_B = rows.known_lengths()
+
+    def unfinished(canvas: Canvas) -> jax.Array:
+        return jnp.any(canvas.num_revealed_B < lengths_B)
+
+    canvas = rows.start(model.num_tokens, rules.laws)
+    canvas = jax.lax.while_loop(unfinished, lambda canvas: one_pass(model, rules, rows, canvas), canvas)
+    # A row takes part in every pass until it is finished: the slowest row's passes are the loop's.
+    rows_computed = jnp.max(canvas.passes_B) * len(lengths_B)
+    return canvas_lib.finish(canvas, model.trunk_cost, model.verify_cost, rows_computed)
 
 
 def run_trunk(model, canvas: Canvas, row_keys_B, lengths_B, laws: Laws, size: int):
@@ -42,9 +65,9 @@ def take_drafts(
     end_B: jax.Array,
     draft_keys_B: jax.Array,
     log_prob: Callable[[jax.Array], jax.Array],
-    size: int,
+    sizes: tuple[int, ...],
 ) -> Canvas:
-    """Reveals every track before `end` as drawn from the pass's draft, in chunks of the static size.
+    """Reveals every track before `end` as drawn from the pass's draft, in chunks of the static sizes.
 
     Args:
         model: made `context`.
@@ -53,13 +76,13 @@ def take_drafts(
         end_B: int `[B]`, at most the row's length.
         draft_keys_B: keys of this pass's drafts.
         log_prob: from draft logits to the log-probabilities to draw from.
-        size: tracks per chunk.
+        sizes: tracks per chunk, see `sizes.at_size`.
     """
 
     def has_rest(canvas: Canvas) -> jax.Array:
         return jnp.any(canvas.num_revealed_B < end_B)
 
-    def one_chunk(canvas: Canvas) -> Canvas:
+    def one_chunk(canvas: Canvas, size: int) -> Canvas:
         start_B = canvas.num_revealed_B
         log_prob_BxSxV = log_prob(model.draft_logits(context, start_B, size))
         tokens_BxS = categorical(keys.fold_tracks(draft_keys_B, start_B, size), log_prob_BxSxV)
@@ -68,4 +91,8 @@ def take_drafts(
         count_B = jnp.clip(end_B - start_B, 0, size)
         return canvas_lib.reveal(canvas, tokens_BxS, unverified_BxS, none_BxS, count_B)
 
-    return jax.lax.while_loop(has_rest, one_chunk, canvas)
+    def next_chunk(canvas: Canvas) -> Canvas:
+        rest = jnp.minimum(jnp.max(end_B - canvas.num_revealed_B), sizes[-1])
+        return at_size(sizes, rest, one_chunk, canvas)
+
+    return jax.lax.while_loop(has_rest, next_chunk, canvas)

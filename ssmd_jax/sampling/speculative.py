@@ -8,18 +8,20 @@ while i < D and budget is left:
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ssmd_jax.diffusion.speculation import accept_reject_round, categorical
-from ssmd_jax.sampling import budget, keys
 from ssmd_jax.sampling import canvas as canvas_lib
+from ssmd_jax.sampling import keys, passes
 from ssmd_jax.sampling.canvas import ACCEPTED, REPLACED, UNVERIFIED, Canvas, SampleResult
-from ssmd_jax.sampling.config import Laws, SpeculativeConfig
+from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.passes import run_trunk, take_drafts
+from ssmd_jax.sampling.request import Rows, Rules, prepare
+from ssmd_jax.sampling.sharded import over_devices
+from ssmd_jax.sampling.sizes import at_size
 
 
 def sample(
@@ -32,6 +34,7 @@ def sample(
     prompt=None,
     prompt_mask=None,
     lengths=None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> SampleResult:
     """Draws samples by self-speculative masked diffusion.
 
@@ -45,84 +48,88 @@ def sample(
         prompt: int `[batch_size, length]` in sequence order.
         prompt_mask: bool `[batch_size, length]`, True where `prompt` gives the token; any pattern, any number a row.
         lengths: int `[batch_size]`, shorter rows end there; None for full rows.
+        mesh: shares out the rows over all its devices, each of which runs a loop of its own; None for one device.
 
     Returns:
         A `SampleResult`.
 
     Raises:
-        ValueError: bad arguments, or a budget below the cost of one pass and one round.
+        ValueError: bad arguments, a budget below the cost of one pass and one round, or a `batch_size` that the mesh
+            does not divide.
     """
-    prompt_BxD, given_BxD, lengths_B = canvas_lib.check_rows(model, batch_size, length, prompt, prompt_mask, lengths)
-    purse, max_passes = budget.purse(config.budget_nfe, model.trunk_cost, model.verify_cost)
-    windows, size = budget.windows(config.window, lengths_B, length, max_passes)
-    return _sample(
-        model,
-        keys.row_keys(key, batch_size),
-        prompt_BxD,
-        given_BxD,
-        canvas_lib.unless_full(lengths_B, length),
-        windows,
-        np.int32(config.verify_rounds),
-        purse,
-        config.laws,
-        size=size,
+    rows, rules = prepare(
+        model, key, config, batch_size, length, prompt, prompt_mask, lengths, verify_cost=model.verify_cost, mesh=mesh
     )
+    return _sample(model, rules, rows, mesh=mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("size",))
-def _sample(
-    model, row_keys_B, prompt_BxD, given_BxD, lengths_B, windows, verify_rounds, purse, laws: Laws, *, size: int
-) -> SampleResult:
-    lengths_B = canvas_lib.known_lengths(lengths_B, *prompt_BxD.shape)
-    canvas = canvas_lib.start(
-        row_keys_B, prompt_BxD, given_BxD, lengths_B, model.num_tokens, random_order=laws.order == "random"
-    )
+@functools.partial(jax.jit, static_argnames=("mesh",))
+def _sample(model, rules: Rules, rows: Rows, *, mesh: jax.sharding.Mesh | None) -> SampleResult:
+    return over_devices(functools.partial(passes.run, one_pass), mesh)(model, rules, rows)
 
-    def unfinished(canvas: Canvas) -> jax.Array:
-        return jnp.any(canvas.num_revealed_B < lengths_B)
 
-    def one_pass(canvas: Canvas) -> Canvas:
-        active_B = canvas.num_revealed_B < lengths_B
-        start_B = canvas.num_revealed_B
-        if purse.budget is None:
-            window_B = windows.plain(start_B)
-        else:
-            payable_B = purse.passes_payable(canvas.passes_B, canvas.rounds_B)
-            window_B = windows.merged(start_B, payable_B)
+def one_pass(model, rules: Rules, rows: Rows, canvas: Canvas) -> Canvas:
+    """One trunk pass: a window is drafted and verified, and what is settled is revealed.
 
-        context, canvas, draft_keys_B = run_trunk(model, canvas, row_keys_B, lengths_B, laws, size)
-        draft_logits_BxSxV = model.draft_logits(context, start_B, size)
-        log_p_BxSxV = laws.proposal(draft_logits_BxSxV)
+    Args:
+        model: satisfies `ssmd_jax.sampling.interface.SpeculativeModel`.
+        rules: of all rows.
+        rows: what each row is given.
+        canvas: the rows; finished ones stay as they are.
+    """
+    lengths_B = rows.known_lengths()
+    start_B = canvas.num_revealed_B
+    if rules.purse.budget is None:
+        window_B = rows.windows.plain(start_B)
+    else:
+        payable_B = rules.purse.passes_payable(canvas.passes_B, canvas.rounds_B)
+        window_B = rows.windows.merged(start_B, payable_B)
+
+    context, canvas, draft_keys_B = run_trunk(model, canvas, rows.keys_B, lengths_B, rules.laws, rules.sizes[-1])
+
+    def draft_and_verify(canvas: Canvas, size: int) -> Canvas:
+        logits_BxSxV = model.draft_logits(context, start_B, size)
+        log_p_BxSxV = rules.laws.proposal(logits_BxSxV)
         drafts_BxS = categorical(keys.fold_tracks(draft_keys_B, start_B, size), log_p_BxSxV)
-
-        verified = _verify(
-            model,
-            context,
-            canvas,
-            draft_logits_BxSxV,
-            log_p_BxSxV,
-            drafts_BxS,
-            window_B,
-            verify_rounds,
-            purse,
-            row_keys_B,
-            laws,
+        drafted = _Drafted(context, window_B, drafts_BxS, log_p_BxSxV, logits_BxSxV)
+        verified = _verify(model, rules, rows, canvas, drafted)
+        return canvas_lib.reveal(
+            canvas.replace(rounds_B=verified.rounds_B),
+            verified.tokens_BxS,
+            verified.status_BxS,
+            verified.rejected_BxS,
+            verified.offset_B,
         )
-        canvas = canvas.replace(rounds_B=verified.rounds_B)
-        if purse.budget is None:
-            return canvas_lib.reveal(
-                canvas, verified.tokens_BxS, verified.status_BxS, verified.rejected_BxS, verified.offset_B
-            )
 
-        # A row that cannot pay another pass and round takes all that is left from this pass's draft.
-        is_broke_B = active_B & (purse.passes_payable(canvas.passes_B, canvas.rounds_B) < 1)
-        count_B = jnp.where(is_broke_B, window_B, verified.offset_B)
-        canvas = canvas_lib.reveal(canvas, verified.tokens_BxS, verified.status_BxS, verified.rejected_BxS, count_B)
-        end_B = jnp.where(is_broke_B, lengths_B, canvas.num_revealed_B)
-        return take_drafts(model, context, canvas, end_B, draft_keys_B, laws.proposal, size)
+    # Windows of finished rows are empty. A choice at every round too would double the program, and later rounds seldom
+    # have small windows alone.
+    canvas = at_size(rules.sizes, jnp.max(window_B), draft_and_verify, canvas)
+    if rules.purse.budget is None:
+        return canvas
 
-    canvas = jax.lax.while_loop(unfinished, one_pass, canvas)
-    return canvas_lib.finish(canvas, model.trunk_cost, model.verify_cost)
+    # A row that cannot pay another pass and round takes all that is left from this pass's draft. Its drafts in hand
+    # are drawn again from the same keys.
+    is_broke_B = rules.purse.passes_payable(canvas.passes_B, canvas.rounds_B) < 1
+    end_B = jnp.where(is_broke_B, lengths_B, canvas.num_revealed_B)
+    return take_drafts(model, context, canvas, end_B, draft_keys_B, rules.laws.proposal, rules.sizes[-1:])
+
+
+class _Drafted(NamedTuple):
+    """A pass up to its drafts.
+
+    Attributes:
+        context: of the trunk pass.
+        window_B: tracks drafted, at most `S`.
+        drafts_BxS: the drafts; behind the window they mean nothing.
+        log_p_BxSxV: what they were drawn from.
+        logits_BxSxV: the draft's logits.
+    """
+
+    context: Any
+    window_B: jax.Array
+    drafts_BxS: jax.Array
+    log_p_BxSxV: jax.Array
+    logits_BxSxV: jax.Array
 
 
 class _Verified(NamedTuple):
@@ -145,37 +152,25 @@ class _Verified(NamedTuple):
     rounds_B: jax.Array
 
 
-def _verify(
-    model,
-    context,
-    canvas,
-    draft_logits_BxSxV,
-    log_p_BxSxV,
-    drafts_BxS,
-    window_B,
-    verify_rounds,
-    purse,
-    row_keys_B,
-    laws,
-) -> _Verified:
+def _verify(model, rules: Rules, rows: Rows, canvas: Canvas, drafted: _Drafted) -> _Verified:
     """At most `verify_rounds` rounds on one window. Drafts behind a rejection stay: only `q` is computed anew."""
-    start_B, size = canvas.num_revealed_B, drafts_BxS.shape[1]
-    verify_keys_B = keys.fold(keys.stream(row_keys_B, keys.VERIFY), canvas.passes_B)
+    start_B, window_B, size = canvas.num_revealed_B, drafted.window_B, drafted.drafts_BxS.shape[1]
+    verify_keys_B = keys.fold(keys.stream(rows.keys_B, keys.VERIFY), canvas.passes_B)
     offsets_1xS = jnp.arange(size)[None]
 
     def verifying(state: _Verified) -> jax.Array:
-        payable_B = purse.round_payable(canvas.passes_B, state.rounds_B)
-        return (state.offset_B < window_B) & (state.round < verify_rounds) & payable_B
+        payable_B = rules.purse.round_payable(canvas.passes_B, state.rounds_B)
+        return (state.offset_B < window_B) & (state.round < rules.verify_rounds) & payable_B
 
     def one_round(state: _Verified) -> _Verified:
         active_B = verifying(state)
         tokens_BxD = canvas_lib.write(canvas.tokens_BxD, state.tokens_BxS, start_B, window_B)
-        target_logits_BxSxV = model.target_logits(context, tokens_BxD, canvas.positions_BxD, start_B, size)
+        target_logits_BxSxV = model.target_logits(drafted.context, tokens_BxD, canvas.positions_BxD, start_B, size)
         outcome = accept_reject_round(
             keys.fold(verify_keys_B, jnp.broadcast_to(state.round, start_B.shape)),
             state.tokens_BxS,
-            log_p_BxSxV,
-            laws.target(target_logits_BxSxV, draft_logits_BxSxV),
+            drafted.log_p_BxSxV,
+            rules.laws.target(target_logits_BxSxV, drafted.logits_BxSxV),
             start_B,
             state.offset_B,
             jnp.where(active_B, window_B, 0),
@@ -195,9 +190,9 @@ def _verify(
     state = _Verified(
         round=jnp.int32(0),
         offset_B=jnp.zeros_like(start_B),
-        tokens_BxS=drafts_BxS,
-        status_BxS=jnp.full_like(drafts_BxS, UNVERIFIED),
-        rejected_BxS=jnp.full_like(drafts_BxS, model.num_tokens),
+        tokens_BxS=drafted.drafts_BxS,
+        status_BxS=jnp.full_like(drafted.drafts_BxS, UNVERIFIED),
+        rejected_BxS=jnp.full_like(drafted.drafts_BxS, model.num_tokens),
         rounds_B=canvas.rounds_B,
     )
     return jax.lax.while_loop(lambda state: jnp.any(verifying(state)), one_round, state)

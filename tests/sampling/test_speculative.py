@@ -197,7 +197,7 @@ def test_sweeps_compile_once(monkeypatch):
     """Rounds, budgets, temperatures and windows of one static size are arrays of the compiled loop: one trace."""
     model = tabular_model(8, num_tokens=3)
     loop = chex.assert_max_traces(speculative._sample.__wrapped__, n=1)
-    monkeypatch.setattr(speculative, "_sample", jax.jit(loop, static_argnames=("size",)))
+    monkeypatch.setattr(speculative, "_sample", jax.jit(loop, static_argnames=("mesh",)))
     draw = lambda *settings, **more: speculative.sample(
         model, jax.random.key(0), SpeculativeConfig(*settings, **more), batch_size=2, length=8
     )
