@@ -17,8 +17,8 @@ from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.many import sample_many
 from tests.model.test_hybrid import random_params
 
-# A vocabulary wider than anything inside the network.
-BATCH, LENGTH, VOCABULARY = 3, 29, 503
+# A vocabulary wider than anything inside the network, and too large for embeddings by one-hot products.
+BATCH, LENGTH, VOCABULARY = 3, 29, 521
 NETWORK = HybridConfig(num_tokens=VOCABULARY, width=32, num_heads=4, n_noncausal=2, n_causal=1, dtype="float32")
 CONFIG = SpeculativeConfig(CosineWindow(0.15), 2)
 # Every path: drafts behind a rejection that cannot be paid, and scores of all masked tracks.
