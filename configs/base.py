@@ -50,6 +50,8 @@ def get_config() -> ConfigDict:
     config.model.dtype = "bfloat16"
     # "xla", or "cudnn" (NVIDIA GPUs, bfloat16).
     config.model.attention = "xla"
+    # "xla", or "hopper" (NVIDIA Hopper GPUs, bfloat16): a fused kernel of samplers; training takes XLA.
+    config.model.mlp = "xla"
     # "one_hot", "gather", or "auto": one-hot up to 512 tokens.
     config.model.embedding = "auto"
     # Recompute each trunk block in the backward pass: less memory, more time.

@@ -19,7 +19,7 @@ from absl import flags
 from launch import program
 from ssmd_jax.evaluation import report
 from ssmd_jax.evaluation.benchmark import harness, settings
-from ssmd_jax.model.config import ATTENTIONS, DTYPES
+from ssmd_jax.model.config import ATTENTIONS, DTYPES, MLPS
 
 _SUITE = flags.DEFINE_string("suite", ",".join(settings.SUITES), "Suites, separated by commas.")
 _PRESET = flags.DEFINE_enum("preset", "tiny", list(settings.PRESETS), "Shapes.")
@@ -37,6 +37,7 @@ _OVERRIDES = {
     "attention": flags.DEFINE_enum(
         "attention", None, list(ATTENTIONS), "cudnn by default where there is a GPU and bfloat16."
     ),
+    "mlp": flags.DEFINE_enum("mlp", None, list(MLPS), "In sampling and likelihood."),
     "unroll": flags.DEFINE_integer("unroll", None, "Trunk blocks a step of the scan."),
     "dtype": flags.DEFINE_enum("dtype", None, list(DTYPES), "Of computation."),
     "dropout": flags.DEFINE_float("dropout", None, "In training."),

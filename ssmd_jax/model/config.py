@@ -4,11 +4,13 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from ssmd_jax.model.glu_hopper import check_widths
 from ssmd_jax.model.layers import ONE_HOT_LIMIT
 
 ROTARY_FORMS = ("query_next", "halves")
 EMBEDDINGS = ("auto", "one_hot", "gather")
 ATTENTIONS = ("xla", "cudnn")
+MLPS = ("xla", "hopper")
 DTYPES = ("float32", "bfloat16")
 
 
@@ -29,6 +31,7 @@ class HybridConfig:
         dropout: rate inside the blocks, in training only.
         dtype: computation, "float32" or "bfloat16"; parameters, softmax and logits are float32.
         attention: "xla" or "cudnn" (NVIDIA GPUs, bfloat16).
+        mlp: "xla" or "hopper" (NVIDIA Hopper GPUs, bfloat16): a fused kernel for many rows, in sampling.
         embedding: "one_hot", "gather", or "auto" (one-hot up to 512 tokens).
         remat: recompute each trunk block in the backward pass instead of storing its activations.
         unroll: trunk blocks unrolled per step of the scan; more compiles longer and may run faster.
@@ -45,6 +48,7 @@ class HybridConfig:
     dropout: float = 0.0
     dtype: str = "bfloat16"
     attention: str = "xla"
+    mlp: str = "xla"
     embedding: str = "auto"
     remat: bool = False
     unroll: int = 1
@@ -69,6 +73,7 @@ class HybridConfig:
             "rotary_form": ROTARY_FORMS,
             "embedding": EMBEDDINGS,
             "attention": ATTENTIONS,
+            "mlp": MLPS,
             "dtype": DTYPES,
         }
         for name, allowed in choices.items():
@@ -78,6 +83,10 @@ class HybridConfig:
             raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout!r}")
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise ValueError("model.attention 'cudnn' needs model.dtype 'bfloat16'")
+        if self.mlp == "hopper":
+            if self.dtype != "bfloat16":
+                raise ValueError("model.mlp 'hopper' needs model.dtype 'bfloat16'")
+            check_widths(self.width, self.hidden)
 
     @property
     def head_dim(self) -> int:

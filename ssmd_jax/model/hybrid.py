@@ -40,7 +40,7 @@ class Block(nn.Module):
         drop = nn.Dropout(config.dropout, deterministic=deterministic)
         attention = SelfAttention(config.num_heads, config.head_dim, dtype, out_scale, name="attention")
         x_BxDxC = x_BxDxC + drop(attention(RMSNorm(dtype, name="attention_norm")(x_BxDxC), attend))
-        mlp = Mlp(config.hidden, dtype, out_scale, name="mlp")
+        mlp = Mlp(config.hidden, dtype, out_scale, config.mlp, name="mlp")
         x_BxDxC = x_BxDxC + drop(mlp(RMSNorm(dtype, name="mlp_norm")(x_BxDxC)))
         return constrain(x_BxDxC, ACTIVATION_AXES)
 

@@ -42,6 +42,7 @@ FREE_FIELDS = (
     "data.tokenizer_path",
     "data.cache_dir",
     "model.attention",
+    "model.mlp",
     "model.remat",
     "model.unroll",
 )

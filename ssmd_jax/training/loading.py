@@ -12,6 +12,7 @@ import ml_collections
 
 from ssmd_jax.data.tokenizers import Tokenizer, load_tokenizer
 from ssmd_jax.model.bound import HybridModel
+from ssmd_jax.model.glu_hopper import is_hopper
 from ssmd_jax.model.hybrid import HybridTransformer
 from ssmd_jax.training import checkpoint, state, workdir
 from ssmd_jax.training.config import ExperimentConfig
@@ -43,6 +44,9 @@ def load(path: os.PathLike | str | None = None) -> tuple[HybridModel, Tokenizer,
     if network_config.attention == "cudnn" and jax.default_backend() != "gpu":
         _warn("no NVIDIA GPU here: attention by XLA in place of cuDNN")
         network_config = dataclasses.replace(network_config, attention="xla")
+    if network_config.mlp == "hopper" and not is_hopper(jax.local_devices()[0]):
+        _warn("no NVIDIA Hopper GPU here: MLP by XLA in place of the fused kernel")
+        network_config = dataclasses.replace(network_config, mlp="xla")
     model = HybridModel(params, network_config)
     return model, tokenizer, ml_collections.ConfigDict(config.to_dict()).lock()
 

@@ -1,6 +1,7 @@
 """The training loop: the same for one device and for many."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import pathlib
@@ -98,7 +99,9 @@ class _Run:
         self.config, self.mesh, self.data = config, mesh, data
         self.warnings: list[str] = []  # said as soon as there is somebody to say them
         self._other_params = None
-        self.network = HybridTransformer(config.network_config(data.tokenizer.num_tokens))
+        network_config = config.network_config(data.tokenizer.num_tokens)
+        # The fused kernel of the MLP is for inference: its backward pass computes everything again.
+        self.network = HybridTransformer(dataclasses.replace(network_config, mlp="xla"))
         training, use_ema = config.training, config.training.ema_decay > 0
         schedule = optimizers.make_schedule(config.optimizer, training.num_steps)
         optimizer = optimizers.make_optimizer(config.optimizer, schedule, config.loss.freeze_trunk)

@@ -37,9 +37,9 @@ class TrainState:
 
 def init_boxed_params(network: HybridTransformer, key: jax.Array):
     """Fresh parameters in the boxes that name their logical axes."""
-    # No parameter depends on the length of a sequence, nor on the attention kernel, which this machine may not have.
+    # No parameter depends on the length of a sequence, nor on fused kernels, which this machine may not have.
     tokens_1x1 = jnp.zeros((1, 1), jnp.int32)
-    network = HybridTransformer(dataclasses.replace(network.config, attention="xla"))
+    network = HybridTransformer(dataclasses.replace(network.config, attention="xla", mlp="xla"))
     return network.init(key, tokens_1x1, tokens_1x1, tokens_1x1)["params"]
 
 

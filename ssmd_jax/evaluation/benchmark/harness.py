@@ -108,8 +108,9 @@ def describe(settings: Settings) -> str:
     model = settings.model
     return (
         f"batch {settings.batch_size}, D {settings.length}, {model.n_noncausal}+{model.n_causal} x {model.width}, "
-        f"V {model.num_tokens}, {model.dtype}, attention {model.attention}, unroll {model.unroll}, "
-        f"window {settings.window_size} (dtau {settings.delta_tau:g}), {settings.verify_rounds} rounds"
+        f"V {model.num_tokens}, {model.dtype}, attention {model.attention}, MLP {model.mlp}, "
+        f"unroll {model.unroll}, window {settings.window_size} (dtau {settings.delta_tau:g}), "
+        f"{settings.verify_rounds} rounds"
     )
 
 

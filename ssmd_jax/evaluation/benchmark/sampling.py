@@ -96,7 +96,7 @@ def _parts(bench: Bench, prefix: str, model) -> list[Row]:
     batch, length, size = settings.batch_size, settings.length, settings.window_size
     *batch_rows, row_keys_B = random_rows(settings, batch)
     # What the compiler can count: no loop over the blocks, no fused kernel.
-    countable = dataclasses.replace(config, attention="xla", unroll=config.n_noncausal)
+    countable = dataclasses.replace(config, attention="xla", mlp="xla", unroll=config.n_noncausal)
     blocks = flops.blocks(config, batch, length)
     if isinstance(model, NaiveModel):
         trunk, draft_tracks = blocks, batch * length

@@ -90,6 +90,7 @@ def make_settings(
     base: Settings | None = None,
     width: int | None = None,
     attention: str | None = None,
+    mlp: str | None = None,
     unroll: int | None = None,
     dtype: str | None = None,
     dropout: float | None = None,
@@ -103,6 +104,7 @@ def make_settings(
         base: settings to start from in place of the preset's: those of a trained model, whose width is given.
         width: residual width; heads keep their channels.
         attention: "xla" or "cudnn"; by default cuDNN where there is a GPU and bfloat16.
+        mlp: "xla" or "hopper", in sampling and likelihood; by default the preset's.
         unroll: trunk blocks a step of the scan.
         dtype: of computation.
         dropout: in training.
@@ -123,13 +125,15 @@ def make_settings(
             raise ValueError(f"width must be a positive multiple of {model.head_dim}, a head's channels, got {width}")
         model = dataclasses.replace(model, width=width, num_heads=width // model.head_dim)
     fields = {"unroll": unroll, "dtype": dtype, "dropout": dropout, "remat": remat}
-    # A network that is asked for float32 must not fail for the kernel of its preset.
+    # A network that is asked for float32 must not fail for the kernels of its preset.
     model = dataclasses.replace(
-        model, attention="xla", **{name: value for name, value in fields.items() if value is not None}
+        model, attention="xla", mlp="xla", **{name: value for name, value in fields.items() if value is not None}
     )
     if attention is None:
         attention = "cudnn" if jax.default_backend() == "gpu" and model.dtype == "bfloat16" else "xla"
-    model = dataclasses.replace(model, attention=attention)
+    if mlp is None:
+        mlp = settings.model.mlp if model.dtype == "bfloat16" else "xla"
+    model = dataclasses.replace(model, attention=attention, mlp=mlp)
     overrides = {name: value for name, value in overrides.items() if value is not None}
     return dataclasses.replace(settings, model=model, **overrides)
 
