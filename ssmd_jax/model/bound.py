@@ -17,7 +17,7 @@ class Context(NamedTuple):
     Attributes:
         h_BxDxC: the trunk's hidden vectors.
         u_BxDxC: the token-free part of the causal input; None on a plain network.
-        cache: for each causal block its keys and values of all tracks; valid for tracks before `num_revealed`.
+        cache: for each causal block its keys and values of all tracks, `[B, H, D, E]`; valid before `num_revealed`.
     """
 
     h_BxDxC: jax.Array
@@ -49,6 +49,13 @@ class HybridModel:
     @property
     def verify_cost(self) -> float:
         return self.config.n_causal / (self.config.n_noncausal + self.config.n_causal)
+
+    def prepared(self) -> "HybridModel":
+        """The same network with its kernels in the dtype of computation: converted once, not at every pass."""
+        dtype = self.config.compute_dtype
+        # The norms compute in float32, with their scales as they are.
+        convert = lambda path, x: x if path[-1].key == "scale" else x.astype(dtype)
+        return self.replace(params=jax.tree.map_with_path(convert, self.params))
 
     def _apply(self, method, *args):
         return HybridTransformer(self.config).apply({"params": self.params}, *args, method=method)

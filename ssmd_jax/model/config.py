@@ -12,6 +12,8 @@ EMBEDDINGS = ("auto", "one_hot", "gather")
 ATTENTIONS = ("xla", "cudnn")
 MLPS = ("xla", "hopper")
 DTYPES = ("float32", "bfloat16")
+# Vocabularies from this size on are padded.
+PADDED_FROM = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +99,14 @@ class HybridConfig:
     def hidden(self) -> int:
         """Hidden width of the MLPs."""
         return self.mlp_width or -(-8 * self.width // (3 * 64)) * 64
+
+    @property
+    def padded_tokens(self) -> int:
+        """Columns of the head: `num_tokens`, for large vocabularies rounded up to a multiple of 128.
+
+        Products whose sides are no multiples of 8 miss the GPU's fast kernels, and a padded vocabulary can be sharded.
+        """
+        return self.num_tokens if self.num_tokens < PADDED_FROM else -(-self.num_tokens // 128) * 128
 
     @property
     def one_hot(self) -> bool:

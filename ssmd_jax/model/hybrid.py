@@ -127,13 +127,14 @@ class CausalPart(nn.Module):
         return halves, halves
 
     def full(self, x_BxDxC, previous_BxD, positions_BxD, lengths_B, deterministic) -> tuple[jax.Array, list]:
-        """All tracks at once. Returns the output, and each block's rotated keys and values."""
+        """All tracks at once. Returns the output, and each block's rotated keys and values, `[B, H, D, E]`."""
         rotate_query, rotate_key = self._rotations(previous_BxD, positions_BxD)
         cache = []
 
         def attend(q, k, v):
             k = rotate_key(k)
-            cache.append((k, v))
+            # By head, as the products of the window's attention read them: laid out once, read in every round.
+            cache.append((jnp.swapaxes(k, 1, 2), jnp.swapaxes(v, 1, 2)))
             return full_attention(
                 rotate_query(q), k, v, lengths_B, is_causal=True, implementation=self.config.attention
             )
@@ -164,11 +165,13 @@ class HybridTransformer(nn.Module):
 
     def setup(self):
         config, dtype = self.config, self.config.compute_dtype
-        self.embedding = Embedding(config.num_tokens + 1, config.width, dtype, config.one_hot)
+        # As many rows as the head has columns, and at least one more than tokens.
+        rows = max(config.num_tokens + 1, config.padded_tokens)
+        self.embedding = Embedding(config.num_tokens, rows, config.width, dtype, config.one_hot)
         self.trunk_blocks = Trunk(config)
         self.final_norm = RMSNorm(dtype)
         self.head_kernel = self.param(
-            "head", partitioned(scaled_init(), "embed", "vocab"), (config.width, config.num_tokens)
+            "head", partitioned(scaled_init(), "embed", "vocab"), (config.width, config.padded_tokens)
         )
         if config.n_causal:
             self.causal = CausalPart(config)
@@ -185,7 +188,7 @@ class HybridTransformer(nn.Module):
     def _logits(self, x_BxSxC: jax.Array) -> jax.Array:
         kernel_CxV = self.head_kernel.astype(self.config.compute_dtype)
         logits_BxSxV = jnp.einsum("BSC,CV->BSV", x_BxSxC, kernel_CxV, preferred_element_type=jnp.float32)
-        return constrain(logits_BxSxV, ("batch", None, "vocab"))
+        return constrain(logits_BxSxV, ("batch", None, "vocab"))[..., : self.config.num_tokens]
 
     def target_hidden(self, h_BxSxC: jax.Array, causal_output_BxSxC: jax.Array) -> jax.Array:
         """What the head sees of the causal part: its output, plus `h` of the track to predict."""

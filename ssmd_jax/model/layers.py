@@ -64,8 +64,12 @@ def rotate(x_BxDxHxE: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Arra
 
 
 class Embedding(nn.Module):
-    """Token embedding, the mask's the last; a one-hot product for small vocabularies, a gather otherwise."""
+    """Embedding of `num_tokens` tokens and of the mask, whose id is `num_tokens`; rows behind it are padding.
 
+    A one-hot product for small vocabularies, a gather otherwise.
+    """
+
+    num_tokens: int
     num_embeddings: int
     width: int
     dtype: jnp.dtype
@@ -79,12 +83,12 @@ class Embedding(nn.Module):
             hot_BxDxV = jax.nn.one_hot(tokens_BxD, self.num_embeddings, dtype=self.dtype)
             return jnp.einsum("BDV,VC->BDC", hot_BxDxV, table_VxC.astype(self.dtype))
         # The gather's gradient adds rows of the table at once, and additions to one row wait for each other. Half of
-        # all tracks hold the mask, the last row: it is selected, so that its gradient is a sum, and the zeros that the
-        # masked tracks then add are spread over the table. In float32, where the GPU adds without a retry.
-        is_mask_BxD = tokens_BxD == self.num_embeddings - 1
+        # all tracks hold the mask: its row is selected, so that its gradient is a sum, and the zeros that the masked
+        # tracks then add are spread over the table. In float32, where the GPU adds without a retry.
+        is_mask_BxD = tokens_BxD == self.num_tokens
         spread_BxD = jax.lax.broadcasted_iota(jnp.int32, tokens_BxD.shape, 1) % self.num_embeddings
         gathered_BxDxC = jnp.take(table_VxC, jnp.where(is_mask_BxD, spread_BxD, tokens_BxD), axis=0, mode="clip")
-        embedded_BxDxC = jnp.where(is_mask_BxD[..., None], table_VxC[None, None, -1], gathered_BxDxC)
+        embedded_BxDxC = jnp.where(is_mask_BxD[..., None], table_VxC[None, None, self.num_tokens], gathered_BxDxC)
         return embedded_BxDxC.astype(self.dtype)
 
 
@@ -154,7 +158,7 @@ def full_attention(q, k, v, lengths_B: jax.Array | None, *, is_causal: bool, imp
     )
 
 
-def window_attention(q_BxSxHxE, k_BxSxHxE, v_BxSxHxE, prefix_k_BxDxHxE, prefix_v_BxDxHxE, start_B) -> jax.Array:
+def window_attention(q_BxSxHxE, k_BxSxHxE, v_BxSxHxE, prefix_k_BxHxDxE, prefix_v_BxHxDxE, start_B) -> jax.Array:
     """Causal attention of window tracks `start .. start+S-1` to the cached tracks before `start` and to themselves.
 
     One softmax runs over the two blocks of scores. Every row has at least itself to attend to, so that no row is
@@ -162,23 +166,25 @@ def window_attention(q_BxSxHxE, k_BxSxHxE, v_BxSxHxE, prefix_k_BxDxHxE, prefix_v
 
     Args:
         q_BxSxHxE, k_BxSxHxE, v_BxSxHxE: the window's queries, keys and values.
-        prefix_k_BxDxHxE, prefix_v_BxDxHxE: keys and values of all tracks; those at or past `start` are masked but
-            must be finite.
+        prefix_k_BxHxDxE, prefix_v_BxHxDxE: keys and values of all tracks, as products by head read them; those at or
+            past `start` are masked but must be finite.
         start_B: first track of the window.
 
     Returns:
         `[B, S, H, E]` in the dtype of `q`.
     """
     scale = q_BxSxHxE.shape[-1] ** -0.5
-    size, length = q_BxSxHxE.shape[1], prefix_k_BxDxHxE.shape[1]
-    scores = lambda k: jnp.einsum("BSHE,BTHE->BHST", q_BxSxHxE, k, preferred_element_type=jnp.float32) * scale
+    size, length = q_BxSxHxE.shape[1], prefix_k_BxHxDxE.shape[2]
+    by_head = lambda x_BxSxHxE: jnp.swapaxes(x_BxSxHxE, 1, 2)
+    q_BxHxSxE = by_head(q_BxSxHxE)
+    scores = lambda k: jnp.einsum("BHSE,BHTE->BHST", q_BxHxSxE, k, preferred_element_type=jnp.float32) * scale
     in_prefix_BxD = jnp.arange(length)[None] < start_B[:, None]
     causal_SxS = jnp.tril(jnp.ones((size, size), bool))
-    prefix_scores = jnp.where(in_prefix_BxD[:, None, None], scores(prefix_k_BxDxHxE), -1e30)
-    window_scores = jnp.where(causal_SxS[None, None], scores(k_BxSxHxE), -1e30)
+    prefix_scores = jnp.where(in_prefix_BxD[:, None, None], scores(prefix_k_BxHxDxE), -1e30)
+    window_scores = jnp.where(causal_SxS[None, None], scores(by_head(k_BxSxHxE)), -1e30)
     top = jnp.maximum(jnp.max(prefix_scores, axis=-1, keepdims=True), jnp.max(window_scores, axis=-1, keepdims=True))
     prefix_w, window_w = jnp.exp(prefix_scores - top), jnp.exp(window_scores - top)
-    total_BxHxS = jnp.sum(prefix_w, axis=-1) + jnp.sum(window_w, axis=-1)
-    mix = lambda w, v: jnp.einsum("BHST,BTHE->BSHE", w.astype(v.dtype), v, preferred_element_type=jnp.float32)
-    out_BxSxHxE = mix(prefix_w, prefix_v_BxDxHxE) + mix(window_w, v_BxSxHxE)
-    return (out_BxSxHxE / jnp.moveaxis(total_BxHxS, 1, 2)[..., None]).astype(q_BxSxHxE.dtype)
+    total_BxHxSx1 = jnp.sum(prefix_w, axis=-1, keepdims=True) + jnp.sum(window_w, axis=-1, keepdims=True)
+    mix = lambda w, v: jnp.einsum("BHST,BHTE->BHSE", w.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    out_BxHxSxE = mix(prefix_w, prefix_v_BxHxDxE) + mix(window_w, by_head(v_BxSxHxE))
+    return by_head(out_BxHxSxE / total_BxHxSx1).astype(q_BxSxHxE.dtype)

@@ -27,41 +27,46 @@ def weighted_nll(
     tokens_BxD: jax.Array,
     weights_BxD: jax.Array,
     counted_BxD: jax.Array,
+    num_tokens: int,
 ) -> tuple[jax.Array, jax.Array]:
     """Weighted negative log likelihood under `softmax(x @ kernel)`; the form is chosen by the vocabulary's size.
 
     Args:
         x_BxDxC: vectors in the dtype of computation, normed.
-        kernel_CxV: the head, float32.
-        tokens_BxD: the true tokens, below `V`.
+        kernel_CxV: the head, float32; its columns behind `num_tokens` are padding.
+        tokens_BxD: the true tokens, below `num_tokens`.
         weights_BxD: float32 weight of each track.
         counted_BxD: bool; what is not counted adds nothing, whatever its weight, and may not be looked at.
+        num_tokens: number of real tokens.
 
     Returns:
         `sum(weights * nll)` over the counted tracks, the only output with a gradient (to `x` and `kernel`), and
         `nll_BxD`, float32 nats, 0 where not counted.
     """
-    form = chunked_nll if kernel_CxV.shape[1] >= CHUNKED_FROM else direct_nll
-    return form(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD)
+    form = chunked_nll if num_tokens >= CHUNKED_FROM else direct_nll
+    return form(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, num_tokens)
 
 
-def direct_nll(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD) -> tuple[jax.Array, jax.Array]:
+def direct_nll(
+    x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, num_tokens: int
+) -> tuple[jax.Array, jax.Array]:
     """`weighted_nll` from the logits of all tracks."""
     logits_BxDxV = jnp.einsum(
         "BDC,CV->BDV", x_BxDxC, kernel_CxV.astype(x_BxDxC.dtype), preferred_element_type=jnp.float32
     )
-    nll_BxD = token_nll(constrain(logits_BxDxV, ("batch", None, "vocab")), tokens_BxD)
+    logits_BxDxV = constrain(logits_BxDxV, ("batch", None, "vocab"))[..., :num_tokens]
+    nll_BxD = token_nll(logits_BxDxV, tokens_BxD)
     nll_BxD = jnp.where(counted_BxD, nll_BxD, 0.0)
     return jnp.sum(weights_BxD * nll_BxD), jax.lax.stop_gradient(nll_BxD)
 
 
 def chunked_nll(
-    x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, chunk: int | None = None
+    x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, num_tokens: int, chunk: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """`weighted_nll` in chunks of counted tracks; every device takes its own rows, and as many chunks as those need.
 
     Args:
-        x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD: as `weighted_nll`.
+        x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, num_tokens: as `weighted_nll`.
         chunk: tracks of a chunk; None for a size of about `CHUNK_TRACKS` of which a whole number holds half of a
             device's tracks.
     """
@@ -69,7 +74,7 @@ def chunked_nll(
     if chunk is None:
         ways = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
         chunk = chunk_size(x_BxDxC.shape[0] * x_BxDxC.shape[1] // ways)
-    return _chunked(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, chunk, axes)
+    return _chunked(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, num_tokens, chunk, axes)
 
 
 def chunk_size(tracks: int) -> int:
@@ -113,21 +118,21 @@ def _over_rows(function, axes: tuple[str, ...]):
     return mapped
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6))
-def _chunked(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, chunk: int, axes: tuple[str, ...]):
-    run = _over_rows(functools.partial(_run_chunks, chunk=chunk, gradient=False), axes)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(5, 6, 7))
+def _chunked(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, num_tokens: int, chunk: int, axes):
+    run = _over_rows(functools.partial(_run_chunks, num_tokens=num_tokens, chunk=chunk, gradient=False), axes)
     return run(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD)
 
 
-def _chunked_forward(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, chunk, axes):
+def _chunked_forward(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, num_tokens, chunk, axes):
     # The loss is a weighted sum with weights that are known: its gradient is taken here, but for the factor that
     # comes from behind, so that no logits are computed twice.
-    run = _over_rows(functools.partial(_run_chunks, chunk=chunk, gradient=True), axes)
+    run = _over_rows(functools.partial(_run_chunks, num_tokens=num_tokens, chunk=chunk, gradient=True), axes)
     total, nll_BxD, dx_BxDxC, dkernel_CxV = run(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD)
     return (total, nll_BxD), (dx_BxDxC, dkernel_CxV)
 
 
-def _chunked_backward(chunk, axes, gradients, cotangents):
+def _chunked_backward(num_tokens, chunk, axes, gradients, cotangents):
     dx_BxDxC, dkernel_CxV = gradients
     factor = cotangents[0]
     return (factor * dx_BxDxC).astype(dx_BxDxC.dtype), factor * dkernel_CxV, None, None, None
@@ -136,7 +141,9 @@ def _chunked_backward(chunk, axes, gradients, cotangents):
 _chunked.defvjp(_chunked_forward, _chunked_backward)
 
 
-def _run_chunks(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, *, chunk: int, gradient: bool):
+def _run_chunks(
+    x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, *, num_tokens: int, chunk: int, gradient: bool
+):
     """Total and `nll`, and where asked for the gradients of the total to `x` and the kernel.
 
     `N` are the tracks of all rows, `T` those of a chunk.
@@ -156,6 +163,9 @@ def _run_chunks(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, *, ch
         take = lambda x: x.at[tracks_T].get(mode="clip")
         x_TxC, tokens_T = take(x_NxC), take(tokens_N)
         logits_TxV = jnp.matmul(x_TxC, kernel_16_CxV, preferred_element_type=jnp.float32)
+        token_TxV = jax.lax.broadcasted_iota(jnp.int32, logits_TxV.shape, 1)
+        # Nothing of the padding: neither probability nor, since that is 0, gradient.
+        logits_TxV = jnp.where(token_TxV < num_tokens, logits_TxV, -jnp.inf)
         normalizer_T = jax.nn.logsumexp(logits_TxV, axis=-1)
         chosen_T = jnp.take_along_axis(logits_TxV, tokens_T[:, None], axis=-1)[:, 0]
         nll_N = nll_N.at[tracks_T].set(normalizer_T - chosen_T, mode="drop")
@@ -163,11 +173,8 @@ def _run_chunks(x_BxDxC, kernel_CxV, tokens_BxD, weights_BxD, counted_BxD, *, ch
             return (nll_N,)
         dx_NxC, dkernel_CxV = gradients
         weights_T = jnp.where(tracks_T < num_tracks, take(weights_N), 0.0)
-        is_chosen_TxV = jax.lax.broadcasted_iota(jnp.int32, logits_TxV.shape, 1) == tokens_T[:, None]
         probability_TxV = jnp.exp(logits_TxV - normalizer_T[:, None])
-        dlogits_TxV = (jnp.where(is_chosen_TxV, probability_TxV - 1.0, probability_TxV) * weights_T[:, None]).astype(
-            dtype
-        )
+        dlogits_TxV = ((probability_TxV - (token_TxV == tokens_T[:, None])) * weights_T[:, None]).astype(dtype)
         dx_TxC = jnp.matmul(dlogits_TxV, kernel_16_CxV.T, preferred_element_type=jnp.float32).astype(dtype)
         dkernel_CxV += jnp.matmul(x_TxC.T, dlogits_TxV, preferred_element_type=jnp.float32)
         return nll_N, dx_NxC.at[tracks_T].set(dx_TxC, mode="drop"), dkernel_CxV

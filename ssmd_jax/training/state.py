@@ -74,7 +74,7 @@ def abstract_state(
     """
     key = jax.eval_shape(lambda: jax.random.key(0))
     boxed = jax.eval_shape(lambda key: init_boxed_params(network, key), key)
-    params = sharding.param_shardings(boxed, mesh, sharding.rules_for(mesh, network.config.num_tokens))
+    params = sharding.param_shardings(boxed, mesh, sharding.rules_for(mesh, network.config.padded_tokens))
     everywhere = sharding.replicated(mesh)
     shapes = jax.eval_shape(lambda key: init_state(network, optimizer, use_ema, key), key)
     # Where one rule of several does not train a parameter, its state has a MaskedNode in that parameter's place.

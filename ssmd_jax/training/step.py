@@ -78,7 +78,7 @@ def token_losses(
     counted_BxD = loss.masked_tracks(num_revealed_B, all_lengths_B, length)
     weights = loss.loss_weights(num_revealed_B, all_lengths_B, length, loss_config)
     (draft_total, draft_nll_BxD), (target_total, target_nll_BxD) = (
-        cross_entropy.weighted_nll(x_BxDxC, params["head"], scored_BxD, weights_BxD, counted_BxD)
+        cross_entropy.weighted_nll(x_BxDxC, params["head"], scored_BxD, weights_BxD, counted_BxD, num_tokens)
         for x_BxDxC, weights_BxD in zip((draft_BxDxC, target_BxDxC), weights, strict=True)
     )
     return TokenLosses(draft_total + target_total, draft_nll_BxD, target_nll_BxD, num_revealed_B, all_lengths_B)

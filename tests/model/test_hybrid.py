@@ -322,10 +322,47 @@ def test_gathered_embedding_equals_the_one_hot_product():
     table = {"params": {"table": jax.random.normal(jax.random.key(6), (6, 4))}}
 
     def value_and_gradient(one_hot):
-        embedding = Embedding(6, 4, jnp.float32, one_hot)
+        embedding = Embedding(5, 6, 4, jnp.float32, one_hot)
         apply = lambda table: embedding.apply(table, tokens)
         return jax.jit(apply)(table), jax.jit(jax.grad(lambda table: (apply(table) * upstream).sum()))(table)
 
     assert (np.asarray(tokens) == 5).any()
     for a, b in zip(*map(jax.tree.leaves, (value_and_gradient(True), value_and_gradient(False))), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_padding_of_a_large_vocabulary_is_never_seen(monkeypatch):
+    """Head and embedding have more rows than tokens; logits do not, and no real token changes with the padding."""
+    monkeypatch.setattr("ssmd_jax.model.config.PADDED_FROM", V)
+    params = random_params(CONFIG)
+    assert CONFIG.padded_tokens == params["head"].shape[1] == params["embedding"]["table"].shape[0] == 128
+    tokens, positions = inputs()
+    masked = jnp.where(jnp.arange(D)[None] < 4, tokens, V)
+    apply = jax.jit(lambda params: HybridTransformer(CONFIG).apply({"params": params}, masked, tokens, positions))
+    logits = apply(params)
+    assert logits[0].shape == logits[1].shape == (B, D, V)
+    padded = {
+        **params,
+        "head": jnp.asarray(params["head"]).at[:, V:].set(1e3),
+        "embedding": {"table": jnp.asarray(params["embedding"]["table"]).at[V + 1 :].set(1e3)},
+    }
+    for a, b in zip(logits, apply(padded), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_prepared_model_computes_the_same():
+    """Kernels that are converted once give what kernels that are converted at every pass give, to the bit."""
+    config = dataclasses.replace(CONFIG, dtype="bfloat16")
+    model = HybridModel(random_params(config), config)
+    tokens, positions = inputs()
+    start = jnp.array([0, 4, D])
+
+    @jax.jit
+    def logits(model):
+        context = model.trunk(tokens, positions, start, jnp.full(B, D))
+        return model.draft_logits(context, start, 4), model.target_logits(context, tokens, positions, start, 4)
+
+    prepared = model.prepared()
+    assert prepared.params["head"].dtype == jnp.bfloat16 and prepared.params["final_norm"]["scale"].dtype == jnp.float32
+    for a, b in zip(logits(model), logits(prepared), strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -10,13 +10,13 @@ import pytest
 from ssmd_jax.training import cross_entropy, sharding
 from ssmd_jax.training.config import MeshConfig
 
-BATCH, LENGTH, WIDTH, TOKENS = 8, 12, 16, 40
+BATCH, LENGTH, WIDTH, TOKENS, PADDED = 8, 12, 16, 37, 40
 RNG = np.random.default_rng(0)
 
 
 def case(counted=None, dtype=jnp.float32):
     x = jnp.asarray(RNG.normal(size=(BATCH, LENGTH, WIDTH)), dtype)
-    kernel = jnp.asarray(RNG.normal(size=(WIDTH, TOKENS)), jnp.float32)
+    kernel = jnp.asarray(RNG.normal(size=(WIDTH, PADDED)), jnp.float32)
     tokens = jnp.asarray(RNG.integers(0, TOKENS, (BATCH, LENGTH)), jnp.int32)
     weights = jnp.asarray(RNG.random((BATCH, LENGTH)), jnp.float32)
     counted = RNG.random((BATCH, LENGTH)) < 0.5 if counted is None else np.full((BATCH, LENGTH), counted)
@@ -27,7 +27,7 @@ def both(form, *args, **kwargs):
     """Total, nll, and the gradients of 3 times the total."""
 
     def scaled(x, kernel):
-        total, nll = form(x, kernel, *args[2:], **kwargs)
+        total, nll = form(x, kernel, *args[2:], TOKENS, **kwargs)
         return 3.0 * total, (total, nll)
 
     gradients, (total, nll) = jax.jit(jax.grad(scaled, (0, 1), has_aux=True))(*args[:2])
@@ -47,8 +47,8 @@ def test_chunked_equals_direct(chunk, counted):
 
 def test_nll_is_the_softmax_s():
     x, kernel, tokens, weights, counted = case()
-    total, nll = cross_entropy.chunked_nll(x, kernel, tokens, weights, counted, chunk=32)
-    logits = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)
+    total, nll = cross_entropy.chunked_nll(x, kernel, tokens, weights, counted, TOKENS, chunk=32)
+    logits = np.asarray(x, np.float64) @ np.asarray(kernel, np.float64)[:, :TOKENS]
     chosen = np.take_along_axis(logits, np.asarray(tokens)[..., None], -1)[..., 0]
     expected = np.where(counted, np.log(np.exp(logits).sum(-1)) - chosen, 0.0)
     np.testing.assert_allclose(nll, expected, rtol=1e-5, atol=1e-5)
@@ -71,7 +71,7 @@ def test_sharded_rows_equal_one_device(axes):
     args = case()
     expected = both(cross_entropy.direct_nll, *args)
     mesh = sharding.make_mesh(MeshConfig(*axes))
-    with sharding.activate(mesh, sharding.rules_for(mesh, TOKENS)):
+    with sharding.activate(mesh, sharding.rules_for(mesh, PADDED)):
         rows = jax.NamedSharding(mesh, jax.P(("data", "fsdp")))
         kernel_sharding = jax.NamedSharding(mesh, jax.P("fsdp", "tensor"))
         placed = [jax.device_put(x, kernel_sharding if n == 1 else rows) for n, x in enumerate(args)]
@@ -108,5 +108,5 @@ def test_the_vocabulary_chooses_the_form(monkeypatch):
     monkeypatch.setattr(cross_entropy, "chunked_nll", lambda *_: seen.append("chunked"))
     for threshold in (TOKENS, TOKENS + 1):
         monkeypatch.setattr(cross_entropy, "CHUNKED_FROM", threshold)
-        cross_entropy.weighted_nll(*args)
+        cross_entropy.weighted_nll(*args, TOKENS)
     assert seen == ["chunked", "direct"]
