@@ -1,4 +1,4 @@
-"""Measures sampling, training and likelihood: seconds, operations and memory, beside this device's own ceilings.
+"""Measures sampling, training, likelihood and cost by shape, beside what this device can do at most.
 
     python -m launch.benchmark
     python -m launch.benchmark --suite=sampling --preset=openwebtext --output=openwebtext.json
@@ -18,7 +18,7 @@ from absl import flags
 
 from launch import program
 from ssmd_jax.evaluation import report
-from ssmd_jax.evaluation.benchmark import harness, settings
+from ssmd_jax.evaluation.benchmark import harness, plot, settings
 from ssmd_jax.model.config import ATTENTIONS, DTYPES, MLPS
 
 _SUITE = flags.DEFINE_string("suite", ",".join(settings.SUITES), "Suites, separated by commas.")
@@ -27,6 +27,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Trained run to measure instead 
 _PARTS = flags.DEFINE_string("parts", "", "Only parts whose name holds one of these words, separated by commas.")
 _PROFILE = flags.DEFINE_string("profile", None, "Folder for a trace of one call of each part.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the results, as JSON.")
+_PLOT = flags.DEFINE_string("plot", None, "Picture of the suite cost, for example cost.png.")
 _OVERRIDES = {
     "batch_size": flags.DEFINE_integer("batch_size", None, "Sequences in a batch of sampling and training."),
     "likelihood_batch": flags.DEFINE_integer("likelihood_batch", None, "Sequences in a batch of likelihood."),
@@ -52,6 +53,9 @@ _OVERRIDES = {
 def main():
     if _OUTPUT.value is not None:
         report.check_output(_OUTPUT.value)
+    if _PLOT.value is not None:
+        plot.check()
+        report.check_output(_PLOT.value)
     results = harness.benchmark(
         suites=_SUITE.value,
         preset=_PRESET.value,
@@ -64,6 +68,8 @@ def main():
     print(json.dumps(results), flush=True)
     if _OUTPUT.value is not None:
         report.write_output(results, _OUTPUT.value)
+    if _PLOT.value is not None:
+        plot.plot_cost(results, _PLOT.value)
 
 
 if __name__ == "__main__":

@@ -45,12 +45,18 @@ def test_tiny_preset(outcomes):
         *(("sampling", part) for part in sampling.PARTS),
         ("training", "step"),
         ("likelihood", "log likelihood"),
+        *(("cost", f"pass B={batch} D={length}") for batch, length in ((8, 32), (4, 64), (1, 32), (1, 8))),
     ]
     for row in rows.values():
         assert row["error"] is None
         assert 0 < row["seconds_low"] <= row["seconds"] <= row["seconds_high"] and row["runs"] == 2
         assert math.isclose(row["flops_per_second"], row["flops"] / row["seconds"])
         assert row["share_of_ceiling"] > 0 and row["temp_bytes"] > 0
+    first = rows["cost", "pass B=8 D=32"]
+    assert math.isclose(first["over_seconds_by_flops"], 1.0)
+    for point in (row for (suite, _), row in rows.items() if suite == "cost"):
+        assert math.isclose(point["seconds_by_flops"], point["flops"] * first["seconds"] / first["flops"])
+        assert point["seconds_of_next_to_nothing"] == rows["cost", "pass B=1 D=8"]["seconds"]
     # Random weights are such that drafts are rejected, and samples cost what the samplers say.
     fast, plain = rows["sampling", "speculative"], rows["sampling", "plain"]
     assert 0.5 < fast["acceptance"] < 1 and plain["acceptance"] is None

@@ -10,16 +10,16 @@ from typing import Any
 
 import jax
 
-from ssmd_jax.evaluation.benchmark import likelihood, sampling, training
+from ssmd_jax.evaluation.benchmark import cost, likelihood, sampling, training
 from ssmd_jax.evaluation.benchmark.bench import PART_FAILURES, Bench, sentence
 from ssmd_jax.evaluation.benchmark.ceilings import Ceilings, measure_ceilings
 from ssmd_jax.evaluation.benchmark.models import random_model, trained_settings
 from ssmd_jax.evaluation.benchmark.program import peak_bytes
 from ssmd_jax.evaluation.benchmark.rows import table
-from ssmd_jax.evaluation.benchmark.settings import PRESETS, Settings, make_settings, parse_suites
+from ssmd_jax.evaluation.benchmark.settings import PRESETS, SUITES, Settings, make_settings, parse_suites
 from ssmd_jax.evaluation.statistics import to_json
 
-_SUITES = {suite.SUITE: suite for suite in (sampling, training, likelihood)}
+_SUITES = {suite.SUITE: suite for suite in (sampling, training, likelihood, cost)}
 
 
 def _say(text: str) -> None:
@@ -28,7 +28,7 @@ def _say(text: str) -> None:
 
 def benchmark(
     *,
-    suites: str = "sampling,training,likelihood",
+    suites: str = ",".join(SUITES),
     preset: str = "tiny",
     workdir: str | os.PathLike | None = None,
     parts: str = "",

@@ -9,7 +9,7 @@ from ssmd_jax.diffusion.window import CosineWindow, checked_table
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.sampling.config import SpeculativeConfig
 
-SUITES = ("sampling", "training", "likelihood")
+SUITES = ("sampling", "training", "likelihood", "cost")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Settings:
         seed: of weights and samples.
         quick_compile: on a CPU, without the costly passes of its compiler: for checking that all parts run, where
             compiling takes far longer than what is measured.
+        cost_lengths: lengths of the cost suite, at as many tokens a batch as here.
+        cost_batches: batches of the cost suite, at this length.
     """
 
     preset: str
@@ -45,6 +47,8 @@ class Settings:
     max_seconds: float = 10.0
     seed: int = 0
     quick_compile: bool = False
+    cost_lengths: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
+    cost_batches: tuple[int, ...] = (1, 4, 16, 64, 256, 512)
 
     def __post_init__(self):
         for name in ("batch_size", "length", "verify_rounds", "likelihood_batch", "runs"):
@@ -77,7 +81,19 @@ def _hybrid(num_tokens: int, width: int, head_dim: int, n_noncausal: int, dtype:
 
 # Of the experiments in configs/, with the windows and rounds that they draw with.
 PRESETS = {
-    "tiny": Settings("tiny", _hybrid(27, 64, 32, 1, "float32"), 8, 32, 0.1, 3, 4, runs=5, quick_compile=True),
+    "tiny": Settings(
+        "tiny",
+        _hybrid(27, 64, 32, 1, "float32"),
+        8,
+        32,
+        0.1,
+        3,
+        4,
+        runs=5,
+        quick_compile=True,
+        cost_lengths=(64,),
+        cost_batches=(1,),
+    ),
     "books": Settings("books", _hybrid(27, 384, 64, 11, "bfloat16"), 256, 256, 0.04, 8, 64),
     "text8": Settings("text8", _hybrid(27, 768, 64, 11, "bfloat16"), 256, 256, 0.01, 3, 64),
     "openwebtext": Settings("openwebtext", _hybrid(50_257, 768, 64, 11, "bfloat16"), 32, 1024, 0.02, 4, 4),
