@@ -23,8 +23,8 @@ class Noted(list):
 
 
 def test_sizes_of_a_window():
-    assert sizes.static_sizes(33) == (9, 17, 33)
-    assert sizes.static_sizes(5) == (2, 3, 5)
+    assert sizes.static_sizes(33) == (17, 33)
+    assert sizes.static_sizes(5) == (3, 5)
     assert sizes.static_sizes(4) == (4,) and sizes.static_sizes(1) == (1,)
 
 
@@ -59,7 +59,7 @@ def test_samples_do_not_depend_on_the_sizes(module, model, change, monkeypatch):
     draw = lambda: module.sample(model, jax.random.key(3), config, batch_size=6, length=24, lengths=lengths)
     module._sample.clear_cache()
     chosen = draw()
-    assert any(len(each) == 3 for each in calls)
+    assert any(len(each) > 1 for each in calls)
     calls.clear()
     monkeypatch.setattr(sizes, "DIVISORS", (1,))
     jax.tree.map(np.testing.assert_array_equal, chosen, draw())
