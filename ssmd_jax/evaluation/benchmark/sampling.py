@@ -17,6 +17,7 @@ from ssmd_jax.evaluation.benchmark.settings import Settings
 from ssmd_jax.model.hybrid import HybridTransformer
 from ssmd_jax.sampling import ancestral, keys, speculative
 from ssmd_jax.sampling.canvas import SampleResult
+from ssmd_jax.sampling.many import sample_many
 
 SUITE = "sampling"
 PARTS = (
@@ -30,7 +31,10 @@ PARTS = (
     "plain",
     "naive speculative",
     "batch 1",
+    "many",
 )
+# Part "many": samples for each slot, one after the other.
+SAMPLES_A_SLOT = 4
 
 
 def blocks_alone(model, tokens_BxD, positions_BxD, start_B):
@@ -80,13 +84,16 @@ def run(bench: Bench) -> list[Row]:
     model, naive = bench.model, NaiveModel(bench.model.params, bench.model.config)
     rows = [*_parts(bench, "", model), *_parts(bench, "naive ", naive)]
     batch = bench.settings.batch_size
-    for part, measured, sampler, rows_a_batch in (
-        ("speculative", model, speculative, batch),
-        ("plain", model, ancestral, batch),
-        ("naive speculative", naive, speculative, batch),
-        ("batch 1", model, speculative, 1),
+    one_batch = functools.partial(speculative.sample, batch_size=batch)
+    through_slots = functools.partial(sample_many, num_samples=SAMPLES_A_SLOT * batch, slots=batch)
+    for part, measured, draw, rows_a_pass in (
+        ("speculative", model, one_batch, batch),
+        ("plain", model, functools.partial(ancestral.sample, batch_size=batch), batch),
+        ("naive speculative", naive, one_batch, batch),
+        ("batch 1", model, functools.partial(speculative.sample, batch_size=1), 1),
+        ("many", model, through_slots, batch),
     ):
-        rows += bench.row(SUITE, part, functools.partial(_samples, bench, part, measured, sampler, rows_a_batch))
+        rows += bench.row(SUITE, part, functools.partial(_samples, bench, part, measured, draw, rows_a_pass))
     return rows
 
 
@@ -132,12 +139,15 @@ def _parts(bench: Bench, prefix: str, model) -> list[Row]:
     return rows
 
 
-def _samples(bench: Bench, part: str, model, sampler, batch: int) -> Row:
-    """Whole samples by the public function, compiled as one program."""
+def _samples(bench: Bench, part: str, model, draw: Callable, rows_a_pass: int) -> Row:
+    """Whole samples by the public function, compiled as one program.
+
+    FLOPs are those of the rows that needed them, with windows of the static size.
+    """
     settings, config = bench.settings, bench.settings.model
 
     def sample(model, key) -> SampleResult:
-        return sampler.sample(model, key, settings.sampler, batch_size=batch, length=settings.length)
+        return draw(model, key, settings.sampler, length=settings.length)
 
     # The key is an argument of the program: the prompt (none) and the windows are constants of it.
     key = jax.random.key(settings.seed)
@@ -146,25 +156,27 @@ def _samples(bench: Bench, part: str, model, sampler, batch: int) -> Row:
     result = jax.device_get(compiled.compiled(model, key))
 
     length, size = settings.length, settings.window_size
-    passes, rounds = (batch * float(x.mean()) for x in (result.trunk_passes, result.verify_rounds))
+    num_samples = len(result.tokens)
+    passes, rounds = (int(x.sum()) for x in (result.trunk_passes, result.verify_rounds))
     is_naive = isinstance(model, NaiveModel)
     one_pass = flops.blocks(config, 1, length) if is_naive else flops.trunk(config, 1, length)
     one_pass += flops.head(config, length if is_naive else size)
     one_round = flops.naive_round(config, 1, length) if is_naive else flops.verify_round(config, 1, length, size)
     verified = int(result.accepted.sum() + result.rejected.sum())
-    steps = int(result.trunk_passes.max())
+    rows_computed = int(result.rows_computed.sum())
+    steps = rows_computed // rows_a_pass
     figures = {
-        "batch_size": batch,
-        "seconds_per_sample": timed.median / batch,
+        "batch_size": rows_a_pass,
+        "seconds_per_sample": timed.median / num_samples,
         "seconds_per_pass": timed.median / steps,
-        "tokens_per_second": batch * length / timed.median,
+        "tokens_per_second": num_samples * length / timed.median,
         "nfe": float(result.nfe.mean()),
-        "passes": passes / batch,
-        "verify_rounds": rounds / batch,
+        "passes": passes / num_samples,
+        "verify_rounds": rounds / num_samples,
         "acceptance": float(result.accepted.sum()) / verified if verified else None,
-        # All rows wait for the slowest: what share of the rows' passes was needed.
+        # A batch waits for its slowest row: what share of the rows' passes was needed.
         "loop_passes": steps,
-        "share_of_passes_needed": passes / batch / steps,
+        "share_of_passes_needed": passes / rows_computed,
     }
     if bench.ceilings is not None:
         weights = sum(x.size for x in jax.tree.leaves(model.params)) * config.compute_dtype.itemsize
