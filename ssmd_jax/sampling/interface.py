@@ -46,3 +46,11 @@ class SpeculativeModel(Protocol):
     def reorder(self, context: Any, permutation_BxD: jax.Array) -> Any:
         """The context with track `s` taken from old track `permutation[b, s]`; identity on the revealed prefix."""
         ...
+
+
+def prepared(model: SpeculativeModel) -> SpeculativeModel:
+    """The model as a loop should use it: `model.prepared()` where the model has such a method, for work to do once.
+
+    A network converts its kernels there to the dtype that it computes in, which would else be done at every pass.
+    """
+    return model.prepared() if hasattr(model, "prepared") else model

@@ -10,6 +10,7 @@ from ssmd_jax.diffusion.likelihood import sampler_log_likelihood
 from ssmd_jax.diffusion.orders import to_order_space
 from ssmd_jax.sampling import budget, canvas
 from ssmd_jax.sampling.config import Laws, SpeculativeConfig
+from ssmd_jax.sampling.interface import prepared
 
 
 def log_likelihood(
@@ -77,6 +78,7 @@ def _check(model, tokens, order, num_given, lengths):
 def _log_likelihood(
     model, tokens_BxD, order_BxD, num_given_B, lengths_B, window_BxD, laws: Laws, *, verify_rounds: int, size: int
 ):
+    model = prepared(model)
     batch, length = tokens_BxD.shape
     lengths_B = canvas.known_lengths(lengths_B, batch, length)
     is_sequence_BxD = jnp.arange(length)[None] < lengths_B[:, None]

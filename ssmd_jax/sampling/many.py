@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from ssmd_jax.sampling import ancestral, canvas, sharded, speculative
 from ssmd_jax.sampling.canvas import Canvas, SampleResult
 from ssmd_jax.sampling.config import SpeculativeConfig
+from ssmd_jax.sampling.interface import prepared
 from ssmd_jax.sampling.request import Rows, Rules, prepare
 
 SAMPLERS = ("speculative", "plain")
@@ -97,7 +98,7 @@ class _Queue:
 
 def _run(one_pass: Callable, slots: int, model, rules: Rules, rows: Rows) -> SampleResult:
     """`passes.run` with slots; `rows` are all samples."""
-    lengths_N = jnp.asarray(rows.known_lengths())
+    model, lengths_N = prepared(model), jnp.asarray(rows.known_lengths())
     num_samples = lengths_N.shape[0]
 
     def is_finished(queue: _Queue) -> jax.Array:

@@ -10,6 +10,7 @@ from ssmd_jax.sampling import canvas as canvas_lib
 from ssmd_jax.sampling import keys
 from ssmd_jax.sampling.canvas import UNVERIFIED, Canvas, SampleResult
 from ssmd_jax.sampling.config import Laws
+from ssmd_jax.sampling.interface import prepared
 from ssmd_jax.sampling.ordering import reorder_suffix
 from ssmd_jax.sampling.request import Rows, Rules
 from ssmd_jax.sampling.sizes import at_size
@@ -24,7 +25,7 @@ def run(one_pass: Callable, model, rules: Rules, rows: Rows) -> SampleResult:
         rules: of all rows.
         rows: what each row is given.
     """
-    lengths_B = rows.known_lengths()
+    model, lengths_B = prepared(model), rows.known_lengths()
 
     def unfinished(canvas: Canvas) -> jax.Array:
         return jnp.any(canvas.num_revealed_B < lengths_B)
