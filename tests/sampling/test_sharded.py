@@ -68,16 +68,12 @@ def collectives(function, *arguments):
 
 def test_no_device_waits_for_another():
     """The whole program has no collective; one batch sharded over devices without the mesh argument has some."""
-    model, key, mesh = network(), jax.random.key(0), mesh_of(8)
+    model, key, mesh = tabular_model(LENGTH, num_tokens=5), jax.random.key(0), mesh_of(8)
     arguments = {"batch_size": 8, "length": LENGTH}
-    assert not collectives(
-        lambda model, key: speculative.sample(model, key, CONFIG, mesh=mesh, **arguments), model, key
-    )
-    assert not collectives(
-        lambda model, key: many.sample_many(model, key, CONFIG, num_samples=16, slots=8, length=LENGTH, mesh=mesh),
-        model,
-        key,
-    )
+    single = lambda model, key: speculative.sample(model, key, CONFIG, mesh=mesh, **arguments)
+    queue = lambda model, key: many.sample_many(model, key, CONFIG, num_samples=16, slots=8, length=LENGTH, mesh=mesh)
+    assert not collectives(single, network(), key)
+    assert not collectives(queue, model, key)
     keys = jax.device_put(jax.random.split(key, 8), jax.NamedSharding(mesh, jax.P("tensor")))
     assert collectives(lambda model, keys: ancestral.sample(model, keys, CONFIG, **arguments), model, keys)
 
