@@ -117,6 +117,9 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = 1
     # Ways in which heads, MLP and vocabulary are split.
     config.mesh.tensor = 1
+    # Of these, blocks that only a slow network joins: TPU slices, or else processes. Together the number of slices.
+    config.mesh.dcn_data = 1
+    config.mesh.dcn_fsdp = 1
 
     config.sampling = ConfigDict()
     # "cosine", "full", a whole number of tracks ("8"), or "FIRST..LAST" for a linear window.

@@ -1,9 +1,11 @@
 """What all programs share: flags, one sentence for bad input, one line of JSON at the end.
 
 Progress goes to standard error. Standard output ends with one line of JSON. Bad input ends in one sentence on standard
-error and exit status 1; `--debug` shows the traceback instead. Ctrl-C is status 130.
+error and exit status 1; `--debug` shows the traceback instead. Ctrl-C is status 130. Of several processes the first
+alone prints results.
 """
 
+import contextlib
 import json
 import re
 import sys
@@ -12,6 +14,9 @@ from typing import Any
 
 import jax
 from absl import app, flags, logging
+from jax.errors import JaxRuntimeError
+
+from ssmd_jax.training import distributed
 
 _DEBUG = flags.DEFINE_bool("debug", False, "Show the traceback of an error that is otherwise one sentence.")
 
@@ -53,27 +58,37 @@ def _parse(argv: list[str]) -> list[str]:
     return rest
 
 
-def run(main: Callable[[], dict[str, Any] | None]) -> None:
+def run(
+    main: Callable[[], dict[str, Any] | None],
+    around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,
+) -> None:
     """Runs a program: parses flags, calls `main()`, prints the result as the last line of standard output.
 
     Args:
         main: returns what to print as JSON, or None for nothing.
+        around: makes the context that `main` runs in, once flags are known; it sees how the program ends.
     """
 
     def wrapped(_argv):
         # Orbax tells every step of every save; what the user should know is printed by ourselves.
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
-        try:
-            result = main()
-        except KeyboardInterrupt:
-            sys.exit(130)
-        except BAD_INPUT as error:
-            if _DEBUG.value:
-                raise
-            _fail(sentence(error))
-        if result is not None:
-            print(json.dumps(result), flush=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(around())
+                result = main()
+            except KeyboardInterrupt:
+                sys.exit(130)
+            except BAD_INPUT as error:
+                if _DEBUG.value:
+                    raise
+                _fail(sentence(error))
+            except JaxRuntimeError as error:
+                if _DEBUG.value or not distributed.is_shared():
+                    raise
+                _fail(distributed.lost_sentence(error))
+            if result is not None and distributed.is_first():
+                print(json.dumps(result), flush=True)
 
     jax.config.config_with_absl()
     app.run(wrapped, flags_parser=_parse)

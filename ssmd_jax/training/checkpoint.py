@@ -10,7 +10,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
@@ -101,7 +100,7 @@ class Checkpoints:
         step, parts, damaged = found
         for bad in damaged:
             self._set_aside(bad)
-        number = jax.device_put(jnp.int32(step), abstract.step.sharding)
+        number = jax.device_put(np.int32(step), abstract.step.sharding)
         return TrainState(number, parts["params"], parts.get("ema_params"), parts["opt_state"])
 
     def restore_params(self, part: str, abstract_params: Any, warn: Callable[[str], None]) -> tuple[int, Any] | None:

@@ -15,7 +15,7 @@ import numpy as np
 from ssmd_jax.data import pipeline
 from ssmd_jax.data.pipeline import Data
 from ssmd_jax.model.hybrid import HybridTransformer
-from ssmd_jax.training import checkpoint, flops, keys, loading, sharding, workdir
+from ssmd_jax.training import checkpoint, distributed, flops, keys, loading, sharding, workdir
 from ssmd_jax.training import optimizer as optimizers
 from ssmd_jax.training import state as states
 from ssmd_jax.training.checkpoint import Checkpoints
@@ -64,6 +64,7 @@ def train(
     training = config.training
     sharding.check_batch(mesh, training.batch_size, "training.batch_size", training.accumulation)
     sharding.check_batch(mesh, training.validation_batch_size, "training.eval_batch_size")
+    distributed.say_hello(mesh, training.batch_size)
     if config.model.attention == "cudnn" and mesh.devices.flat[0].platform != "gpu":
         raise ValueError("model.attention 'cudnn' needs an NVIDIA GPU; set --config.model.attention=xla")
     workdir.check_config(directory, config)
@@ -97,6 +98,7 @@ class _Run:
 
     def __init__(self, config: ExperimentConfig, mesh: jax.sharding.Mesh, data: Data):
         self.config, self.mesh, self.data = config, mesh, data
+        self.share = sharding.data_share(mesh)
         self.warnings: list[str] = []  # said as soon as there is somebody to say them
         self._other_params = None
         network_config = config.network_config(data.tokenizer.num_tokens)
@@ -106,7 +108,7 @@ class _Run:
         schedule = optimizers.make_schedule(config.optimizer, training.num_steps)
         optimizer = optimizers.make_optimizer(config.optimizer, schedule, config.loss.freeze_trunk)
         self.abstract = states.abstract_state(self.network, optimizer, use_ema, mesh)
-        self.root_key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
+        self.root_key = sharding.root_key(mesh, config.seed)
         everywhere, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
         shardings = states.shardings_of(self.abstract)
         step = make_train_step(
@@ -192,8 +194,8 @@ class _Run:
             global_batch_size=self.config.training.batch_size,
             seed=self.config.seed,
             start_step=start_step,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=self.share[0],
+            process_count=self.share[1],
         )
 
     def validation_batches(self) -> Iterator[np.ndarray]:
@@ -202,8 +204,8 @@ class _Run:
             self.data.valid,
             batch_size=self.config.training.validation_batch_size,
             num_batches=self.config.training.eval_batches,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=self.share[0],
+            process_count=self.share[1],
         )
 
     def validate(self, state: TrainState) -> Validation:

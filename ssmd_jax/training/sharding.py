@@ -5,11 +5,14 @@ shardings of the state tell it where.
 """
 
 import contextlib
+import functools
 import math
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 
 from ssmd_jax.training.config import MeshConfig
 
@@ -38,7 +41,7 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.M
         devices: None for all devices.
 
     Raises:
-        ValueError: where the sizes do not fit the number of devices.
+        ValueError: where the sizes do not fit the number of devices, or the groups of them that a slow network joins.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in MESH_AXES]
@@ -52,7 +55,48 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.M
     if needed > len(devices) or (jax.process_count() > 1 and needed != len(devices)):
         raise ValueError(f"mesh {what} needs {needed} devices, and there are {len(devices)}: change the mesh section")
     auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=auto, devices=devices[:needed])
+    slow = (config.dcn_data, config.dcn_fsdp, 1)
+    if math.prod(slow) == 1:
+        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=auto, devices=devices[:needed])
+    return jax.sharding.Mesh(hybrid_devices(devices[:needed], sizes, slow), MESH_AXES, axis_types=auto)
+
+
+def hybrid_devices(devices: list, sizes: Sequence[int], slow: Sequence[int]) -> np.ndarray:
+    """Devices in an array of shape `sizes`, such that neighbours are joined by the fast network wherever possible.
+
+    Along axis `n`, the array falls into `slow[n]` blocks; only from block to block does it cross the slow network. The
+    groups that the fast network joins are the TPU slices (on GPUs, what NVLink joins) where the devices tell of
+    several, and otherwise the processes.
+
+    Args:
+        devices: as many as `sizes` multiply to.
+        sizes: of the axes, `MESH_AXES`.
+        slow: number of blocks of each axis.
+
+    Raises:
+        ValueError: where an axis does not divide into its blocks, or there are more or fewer groups than blocks.
+    """
+    for axis, size, blocks in zip(MESH_AXES, sizes, slow, strict=True):
+        if size % blocks:
+            raise ValueError(f"mesh.dcn_{axis} {blocks} does not divide the {size} devices of mesh.{axis}")
+    slices = {getattr(device, "slice_index", None) for device in devices}
+    by_process = len(slices) == 1
+    groups = {device.process_index for device in devices} if by_process else slices
+    if len(groups) != math.prod(slow):
+        kind = "process(es)" if by_process else "slices"
+        raise ValueError(
+            f"mesh.dcn_data {slow[0]} x mesh.dcn_fsdp {slow[1]} must be the number of groups of devices over the slow "
+            f"network, and these are {len(groups)} {kind}: change the mesh section"
+        )
+    members = [sum(_group(device, by_process) == group for device in devices) for group in groups]
+    if len(set(members)) > 1:
+        raise ValueError(f"mesh: groups of {sorted(members)} devices over the slow network are not equally large")
+    fast = tuple(size // blocks for size, blocks in zip(sizes, slow, strict=True))
+    return mesh_utils.create_hybrid_device_mesh(fast, tuple(slow), devices, process_is_granule=by_process)
+
+
+def _group(device, by_process: bool) -> int:
+    return device.process_index if by_process else device.slice_index
 
 
 def rules_for(mesh: jax.sharding.Mesh, num_tokens: int):
@@ -138,6 +182,11 @@ def replicated(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
     return jax.NamedSharding(mesh, jax.P())
 
 
+def root_key(mesh: jax.sharding.Mesh, seed: int) -> jax.Array:
+    """The root of all random numbers, everywhere. Made there: a process cannot send what it has to others' devices."""
+    return jax.jit(jax.random.key, static_argnums=0, out_shardings=replicated(mesh))(seed)
+
+
 def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
     """The sharding of tokens `[B, D]`: rows over the data and fsdp axes."""
     return jax.NamedSharding(mesh, mesh_spec(("batch", None)))
@@ -154,6 +203,37 @@ def check_batch(mesh: jax.sharding.Mesh, batch_size: int, name: str, accumulatio
         )
 
 
+@functools.cache
+def data_share(mesh: jax.sharding.Mesh, process: int | None = None) -> tuple[int, int]:
+    """Which share of the rows of each global batch a process reads, `(index, count)`: share `index` of `count`.
+
+    Processes whose devices hold the same rows (a tensor axis that spans them) read the same share, so there can be
+    fewer shares than processes. Where the rows of a process's devices are not neighbours, the devices see the rows of
+    the global batch in another order than one process would give them.
+
+    Args:
+        mesh: of all devices.
+        process: its index; None for this process.
+
+    Raises:
+        ValueError: where processes share some of their rows, but not all.
+    """
+    process = jax.process_index() if process is None else process
+    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = {}
+    for device, (rows, *_) in batch_sharding(mesh).devices_indices_map((ways, 1)).items():
+        parts.setdefault(device.process_index, set()).add(rows.start or 0)
+    shares = sorted({tuple(sorted(part)) for part in parts.values()})
+    if sum(map(len, shares)) != ways or len({len(share) for share in shares}) > 1:
+        raise ValueError(
+            f"mesh {dict(mesh.shape)}: some processes have a part of their rows of the batch in common; choose a "
+            "mesh.tensor that divides the devices of a process, or is a multiple of them"
+        )
+    return shares.index(tuple(sorted(parts[process]))), len(shares)
+
+
 def to_devices(mesh: jax.sharding.Mesh, local_BxD: np.ndarray) -> jax.Array:
-    """The global batch `[B, D]` from each process's own rows."""
-    return jax.make_array_from_process_local_data(batch_sharding(mesh), local_BxD)
+    """The global batch `[B, D]` from each process's share of the rows."""
+    _, count = data_share(mesh)
+    rows, length = local_BxD.shape
+    return jax.make_array_from_process_local_data(batch_sharding(mesh), local_BxD, (rows * count, length))
