@@ -10,6 +10,7 @@ from ssmd_jax.data.pipeline import DataConfig
 from ssmd_jax.evaluation.compile_check import check, figures, lowering
 from ssmd_jax.evaluation.compile_check.chips import chip_of
 from ssmd_jax.evaluation.compile_check.collectives import collectives
+from ssmd_jax.evaluation.compile_check.traffic import loop_factor
 from ssmd_jax.training import sharding
 from ssmd_jax.training.programs import make_programs
 from tests.training import tiny
@@ -91,6 +92,59 @@ def test_collectives_of_this_compiler():
     ((kind, count, num_bytes, wire_bytes),), unknown_loops = collectives(text)
     assert (kind, count, num_bytes, unknown_loops) == ("all-reduce", 6, 5 * 64 + 12, 0)
     assert wire_bytes == 5 * int(2 * 64 * 7 / 8) + int(2 * 12 * 7 / 8)
+
+
+# A turn reads 40 of the stacked bytes, 40 of the carry and the index, writes 40 of the carry and 40 of the stacked
+# result, and the counter's add moves 12; behind the five turns a sum reads 240 and writes 4.
+STACKED_TEXT = """
+%step (s.0: f32[5,10], s.1: s32[], s.2: f32[10], s.3: f32[5,10]) -> (f32[10], f32[5,10]) {
+  %s.0 = f32[5,10]{1,0} parameter(0)
+  %view = f32[50]{0} bitcast(%s.0)
+  %s.1 = s32[] parameter(1)
+  %row = f32[10]{0} dynamic-slice(%view, %s.1), dynamic_slice_sizes={10}
+  %s.2 = f32[10]{0} parameter(2)
+  %sum = f32[10]{0} add(%row, %s.2)
+  %s.3 = f32[5,10]{1,0} parameter(3)
+  %update = f32[1,10]{1,0} bitcast(%sum)
+  %stacked = f32[5,10]{1,0} dynamic-update-slice(%s.3, %update, %s.1, %s.1)
+  ROOT %both = (f32[10]{0}, f32[5,10]{1,0}) tuple(%sum, %stacked)
+}
+
+%condition (c: (s32[], f32[5,10], f32[10], f32[5,10])) -> pred[] {
+  %c = (s32[], f32[5,10]{1,0}, f32[10]{0}, f32[5,10]{1,0}) parameter(0)
+  %turn = s32[] get-tuple-element(%c), index=0
+  %five = s32[] constant(5)
+  ROOT %less = pred[] compare(%turn, %five), direction=LT
+}
+
+%body (b: (s32[], f32[5,10], f32[10], f32[5,10])) -> (s32[], f32[5,10], f32[10], f32[5,10]) {
+  %b = (s32[], f32[5,10]{1,0}, f32[10]{0}, f32[5,10]{1,0}) parameter(0)
+  %n = s32[] get-tuple-element(%b), index=0
+  %xs = f32[5,10]{1,0} get-tuple-element(%b), index=1
+  %carry = f32[10]{0} get-tuple-element(%b), index=2
+  %ys = f32[5,10]{1,0} get-tuple-element(%b), index=3
+  %one = s32[] constant(1)
+  %next = s32[] add(%n, %one)
+  %fusion = (f32[10]{0}, f32[5,10]{1,0}) fusion(%xs, %n, %carry, %ys), kind=kLoop, calls=%step
+  %new = f32[10]{0} get-tuple-element(%fusion), index=0
+  %out = f32[5,10]{1,0} get-tuple-element(%fusion), index=1
+  ROOT %state = (s32[], f32[5,10]{1,0}, f32[10]{0}, f32[5,10]{1,0}) tuple(%next, %xs, %new, %out)
+}
+
+ENTRY %main (a: (s32[], f32[5,10], f32[10], f32[5,10]), z: f32[60]) -> f32[] {
+  %a = (s32[], f32[5,10]{1,0}, f32[10]{0}, f32[5,10]{1,0}) parameter(0)
+  %z = f32[60]{0} parameter(1)
+  %while = (s32[], f32[5,10]{1,0}, f32[10]{0}, f32[5,10]{1,0}) while(%a), condition=%condition, body=%body
+  ROOT %total = f32[] custom-call(%z)
+}
+"""
+
+
+def test_bytes_of_loops():
+    """Of stacked buffers a turn moves its slice alone."""
+    turn = 4 + 12 + 160
+    assert loop_factor(STACKED_TEXT) == pytest.approx((5 * turn + 244) / (turn + 244))
+    assert loop_factor(STACKED_TEXT.replace("direction=LT", "direction=NE")) == 1
 
 
 @pytest.mark.parametrize(("limit", "start"), [(1, 1), (7, 1), (7, 7), (8, 100), (31, 4), (1000, 3)])

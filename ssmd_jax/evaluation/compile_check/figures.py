@@ -11,6 +11,7 @@ from ssmd_jax.diffusion.window import checked_table
 from ssmd_jax.evaluation.benchmark import flops as sampling_flops
 from ssmd_jax.evaluation.compile_check.chips import GIBI, Chip
 from ssmd_jax.evaluation.compile_check.collectives import Collective, collectives
+from ssmd_jax.evaluation.compile_check.traffic import loop_factor
 from ssmd_jax.evaluation.settings import make_config
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.training.config import ExperimentConfig
@@ -42,12 +43,11 @@ class Memory(NamedTuple):
 
 
 class Seconds(NamedTuple):
-    """The least time a call can take by each of a chip's peaks; None where it is not known.
+    """The time of a call by each of a chip's peaks, were there nothing else; None where it is not known.
 
     Attributes:
         compute: our FLOPs at the matrix peak; what `remat` computes again is not in it.
-        memory: bytes that the compiler counts at the memory's bandwidth, a loop's body once: far too low where most
-            of the network is scanned.
+        memory: `moved_bytes` at the memory's bandwidth; too high where the compiler keeps them on the chip.
         collectives: bytes sent, each collective done as a ring over all links, none of them hidden.
     """
 
@@ -71,6 +71,7 @@ class Figures(NamedTuple):
         flops: of one device by our formula; of a sampler at least, since rejections add passes.
         compiler_flops: of one device by the compiler, a loop's body counted once.
         compiler_bytes: read and written by one device, counted as the FLOPs.
+        moved_bytes: the same with the turns of loops, as far as they are known (see `traffic.loop_factor`).
         collectives: by kind.
         unknown_loops: loops with collectives that were counted as one turn.
         seconds: bounds on the time of a call.
@@ -83,6 +84,7 @@ class Figures(NamedTuple):
     flops: float
     compiler_flops: float | None
     compiler_bytes: float | None
+    moved_bytes: float | None
     collectives: list[Collective]
     unknown_loops: int
     seconds: Seconds
@@ -143,13 +145,15 @@ def compile_program(
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         took = time.perf_counter() - began
-        return Figures(batch_size, None, _refusal(str(error)), flops, None, None, [], 0, seconds, took)
+        return Figures(batch_size, None, _refusal(str(error)), flops, None, None, None, [], 0, seconds, took)
     took = time.perf_counter() - began
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis() or {}
-    found, unknown_loops = collectives(compiled.as_text())
+    text, counted = compiled.as_text(), cost.get("bytes accessed")
+    found, unknown_loops = collectives(text)
+    moved = None if counted is None else counted * loop_factor(text)
     if chip and steps:
         seconds = seconds._replace(
-            memory=cost.get("bytes accessed", 0.0) / chip.memory_bandwidth,
+            memory=None if moved is None else moved / chip.memory_bandwidth,
             collectives=sum(one.wire_bytes for one in found) / chip.link_bandwidth,
         )
     return Figures(
@@ -165,7 +169,8 @@ def compile_program(
         refusal=None,
         flops=flops,
         compiler_flops=cost.get("flops"),
-        compiler_bytes=cost.get("bytes accessed"),
+        compiler_bytes=counted,
+        moved_bytes=moved,
         collectives=found,
         unknown_loops=unknown_loops,
         seconds=seconds,
