@@ -6,7 +6,7 @@ import pathlib
 
 import pytest
 
-from ssmd_jax.evaluation.benchmark import sampling
+from ssmd_jax.evaluation.benchmark import plot, sampling
 from tests.launch import programs
 
 # Compiling every part takes most of a minute.
@@ -66,6 +66,15 @@ def test_tiny_preset(outcomes):
     assert results["ceilings"]["matmul_flops"] > 0 and results["ceilings"]["copy_bytes"] > 0
     assert results["peak_bytes"] > 0 and results["settings"]["weights"] == "random"
     assert "% ceiling" in err and "speculative_over_plain_seconds" in err
+
+
+def test_plot_of_the_cost_suite(outcomes, tmp_path):
+    pytest.importorskip("matplotlib")
+    results = programs.last_json(outcomes[1]["tiny"][1])
+    plot.plot_cost(results, tmp_path / "cost.png")
+    assert (tmp_path / "cost.png").read_bytes().startswith(b"\x89PNG")
+    with pytest.raises(ValueError, match="suite cost"):
+        plot.plot_cost(results | {"rows": []}, tmp_path / "none.png")
 
 
 def test_a_part_that_the_device_cannot_run_is_a_row(outcomes):

@@ -50,6 +50,9 @@ def plot_cost(results: dict[str, Any], path: str | os.PathLike) -> None:
         for field, style, label in lines:
             known = [row for row in panel if row.get(field) is not None]
             axes.loglog([row[name] for row in known], [1e3 * row[field] for row in known], style, label=label)
+        points = [row[name] for row in panel]
+        axes.set_xticks(points, labels=[str(point) for point in points])
+        axes.minorticks_off()
         axes.set_ylabel("ms a trunk pass")
     by_length.set_xlabel(f"length D, {tokens} tokens a batch")
     by_batch.set_xlabel(f"batch, D = {reference['length']}")
