@@ -14,6 +14,7 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
+from typing import NoReturn
 
 import jax
 
@@ -91,14 +92,10 @@ def joined(job: Job | None) -> Iterator[None]:
     Where the body raises, the process ends here, with the status of a `SystemExit` or with 1: one that stayed for an
     orderly farewell would keep the others waiting for it in a collective. Where the runtime aborts this process
     (another one has died, and it says so in its own words), or somebody kills it, one sentence of ours follows on
-    standard error.
+    standard error. Where the job cannot be joined, the process ends with a sentence and status 1.
 
     Args:
         job: None for a process on its own: nothing is done.
-
-    Raises:
-        ValueError: where the job cannot be joined; one sentence. One whose other processes do not come ends the
-            process with such a sentence, since the runtime cannot be interrupted.
     """
     if job is None:
         yield
@@ -128,24 +125,17 @@ def joined(job: Job | None) -> Iterator[None]:
 
 
 def _initialize(job: Job, words: "_LastWords") -> None:
-    """Joins; ends the process where the others do not come in time.
-
-    Raises:
-        ValueError: what the runtime says at once.
-    """
+    """Joins, and ends the process with a sentence where that fails or the others do not come in time."""
     where = "the job" if job.coordinator is None else f"the job at {job.coordinator}"
     if job.process_id == 0:
         reason = "not all of the others came; start them, and give all of them the same --num_processes"
     else:
         reason = "process 0 cannot be reached, or not all processes were started; check --coordinator and the others"
-    late = f"error: {job.name} waited {job.initialization_timeout} s for {where}: {reason}"
-
-    def give_up():
-        print(late, file=sys.stderr, flush=True)
-        words.set("")
-        _exit(1)
-
-    timer = threading.Timer(job.initialization_timeout, give_up)
+    if job.process_id == 0:
+        _check_port(job.coordinator, words)
+    # The runtime waits where no Python exception can reach it, and its own end of patience is a fatal log.
+    late = f"{job.name} waited {job.initialization_timeout} s for {where}: {reason}"
+    timer = threading.Timer(job.initialization_timeout, _refuse, (late, words))
     timer.daemon = True
     timer.start()
     try:
@@ -158,20 +148,30 @@ def _initialize(job: Job, words: "_LastWords") -> None:
             initialization_timeout=job.initialization_timeout + _MARGIN_S,
             heartbeat_timeout_seconds=job.heartbeat_timeout,
         )
+        num_processes = jax.process_count()  # the first look at the devices: all processes tell each other of theirs
     except (ValueError, RuntimeError) as error:
-        if job.coordinator is None:
-            raise ValueError(
-                f"--distributed found no job of Cloud TPU, Slurm or Kubernetes to join ({_first_line(error)}): "
-                "give --coordinator, --num_processes and --process_id"
-            ) from error
-        raise ValueError(f"{job.name} cannot join {where}: {_first_line(error)}") from error
+        if job.coordinator is None and not jax.distributed.is_initialized():
+            advice = "outside of Cloud TPU, Slurm and Kubernetes give --coordinator, --num_processes and --process_id"
+        else:
+            advice = "check --coordinator and the devices"
+        _refuse(f"{job.name} cannot join {where} ({_first_line(error)}): {advice}", words)
     finally:
         timer.cancel()
-    if job.num_processes is not None and jax.process_count() != job.num_processes:
-        raise ValueError(
+    if job.num_processes not in (None, num_processes):
+        _refuse(
             f"--num_processes is {job.num_processes}, but the {jax.default_backend()} devices belong to "
-            f"{jax.process_count()} processes: start one process on each of their hosts"
+            f"{num_processes} processes: give all processes the same number, one for each host of the devices",
+            words,
         )
+
+
+def _check_port(coordinator: str, words: "_LastWords") -> None:
+    # Where its port is taken, the runtime of jaxlib 0.10.2 at times crashes instead of saying so.
+    port = int(coordinator.rpartition(":")[2])
+    try:
+        socket.create_server(("", port)).close()
+    except OSError as error:
+        _refuse(f"process 0 cannot listen on port {port} of --coordinator {coordinator}: {error.strerror}", words)
 
 
 def _reserve_stdout() -> None:
@@ -209,7 +209,14 @@ class _LastWords:
         self._child.communicate()
 
 
-def _exit(status: int) -> None:
+def _refuse(sentence: str, words: _LastWords) -> NoReturn:
+    """Ends this process with a sentence, from any thread."""
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
+    words.set("")
+    _exit(1)
+
+
+def _exit(status: int) -> NoReturn:
     # Not `sys.exit`: at the end of Python the runtime would wait for all processes to come to a farewell.
     sys.stdout.flush()
     sys.stderr.flush()
