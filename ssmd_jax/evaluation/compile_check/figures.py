@@ -179,10 +179,11 @@ def compile_program(
 
 
 def _refusal(text: str) -> str:
-    needed = re.search(r"\(([\d.]+[MGT])\) exceeds available HBM \(([\d.]+[MGT])\)", text) or re.search(
-        r"Used ([\d.]+[MGT]) of ([\d.]+[MGT]) hbm", text
+    amount = r"([\d.]+)([MGT])"
+    needed = re.search(rf"\({amount}\) exceeds available HBM \({amount}\)", text) or re.search(
+        rf"Used {amount} of {amount} hbm", text
     )
-    return f"{needed[1]}iB of {needed[2]}iB" if needed else " ".join(text.split())[:200]
+    return "{} {}iB of {} {}iB".format(*needed.groups()) if needed else " ".join(text.split())[:200]
 
 
 def train_flops(config: ExperimentConfig, model: HybridConfig) -> float:
