@@ -107,6 +107,17 @@ def get_config() -> ConfigDict:
     # How many of the latest checkpoints stay; those at multiples of keep_every stay too (0: none).
     config.training.keep_last = 2
     config.training.keep_every = 0
+    # So many of the best stay, by the draft bits of a validation at the same step (0: none).
+    config.training.keep_best = 0
+    # A loss or gradient that is not finite: "stop", or "skip" that step's update, at most so many in a row.
+    config.training.nonfinite = "stop"
+    config.training.max_skips = 10
+    # Loss spikes: where the mean loss of a line of metrics exceeds this many times the median of up to 20 lines before
+    # it, go back to the last good checkpoint and on with later data; 0 for never. At most so many times in a run.
+    config.training.spike_factor = 0.0
+    config.training.spike_rollbacks = 3
+    # Steps between samples of text, drawn as the sampling section says (0: none).
+    config.training.sample_every = 0
     # Workdir of another run whose weights to start from; "" for a fresh start.
     config.training.init_from = ""
 

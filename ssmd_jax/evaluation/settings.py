@@ -50,18 +50,10 @@ def make_config(sampling: SamplingConfig, *, window: str | None = None, delta_ta
     """
     if delta_tau is not None and window not in (None, "cosine"):
         raise ValueError(f"delta_tau belongs to the cosine window, not to window {window!r}: give one of the two")
-    if window is None:
-        window = "cosine" if delta_tau is not None else sampling.window
-    fields = {
-        "window": window_by_name(window, sampling.delta_tau if delta_tau is None else delta_tau),
-        "verify_rounds": sampling.verify_rounds,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "draft_temperature": sampling.draft_temperature,
-        "order": sampling.order,
-        "tie_first": sampling.tie_first,
-    }
-    return SpeculativeConfig(**fields | {name: value for name, value in flags.items() if value is not None})
+    given = {name: value for name, value in flags.items() if value is not None}
+    if window is not None or delta_tau is not None:
+        given["window"] = window_by_name(window or "cosine", sampling.delta_tau if delta_tau is None else delta_tau)
+    return dataclasses.replace(sampling.speculative(), **given)
 
 
 def parse_settings(text: str, sampling: SamplingConfig) -> list[Setting]:

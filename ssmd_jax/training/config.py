@@ -17,9 +17,10 @@ from ssmd_jax.data.pipeline import DataConfig
 from ssmd_jax.diffusion.loss import LossConfig
 from ssmd_jax.diffusion.window import window_by_name
 from ssmd_jax.model.config import HybridConfig
-from ssmd_jax.sampling.config import ORDERS
+from ssmd_jax.sampling.config import ORDERS, SpeculativeConfig
 
 OPTIMIZERS = ("adamw", "muon")
+NONFINITE = ("stop", "skip")
 
 # What may differ when a run is resumed: nothing here changes what is learned, beyond rounding. Of the data only the
 # places are free: that they hold the same tokens is checked by `workdir.check_data`.
@@ -32,6 +33,13 @@ FREE_FIELDS = (
     "training.checkpoint_every",
     "training.keep_last",
     "training.keep_every",
+    "training.keep_best",
+    "training.sample_every",
+    # What is done where a run would end otherwise.
+    "training.nonfinite",
+    "training.max_skips",
+    "training.spike_factor",
+    "training.spike_rollbacks",
     "training.init_from",
     "mesh.*",
     "sampling.*",
@@ -111,6 +119,13 @@ class TrainingConfig:
         checkpoint_every: steps between checkpoints; 0 for one at the end alone.
         keep_last: how many of the latest checkpoints stay.
         keep_every: every checkpoint at a multiple of this many steps stays too; 0 for none.
+        keep_best: so many of the best checkpoints stay, by the draft bits of a validation at their step; 0 for none.
+        nonfinite: "stop" where a loss or gradient is not finite, or "skip" that step: its update is dropped.
+        max_skips: stop nevertheless after more steps skipped in a row than this.
+        spike_factor: go back to the last good checkpoint where the loss of a line of metrics exceeds this many times
+            the median of the lines before it; 0 for never. The batches since then are left out.
+        spike_rollbacks: how often in a run, at most; the next spike stops it.
+        sample_every: steps between samples of text, in samples.txt and TensorBoard; 0 for none.
         init_from: workdir of another run whose (averaged) weights to start from; "" for a fresh start. Where that run
             has no causal part, ours starts fresh.
     """
@@ -127,17 +142,47 @@ class TrainingConfig:
     checkpoint_every: int = 500
     keep_last: int = 2
     keep_every: int = 0
+    keep_best: int = 0
+    nonfinite: str = "stop"
+    max_skips: int = 10
+    spike_factor: float = 0.0
+    spike_rollbacks: int = 3
+    sample_every: int = 0
     init_from: str = ""
 
     def __post_init__(self):
         for name in ("num_steps", "batch_size", "accumulation", "log_every", "eval_batches", "keep_last"):
             _require(getattr(self, name) >= 1, f"training.{name}", "at least 1", getattr(self, name))
-        for name in ("stop_step", "eval_every", "eval_batch_size", "checkpoint_every", "keep_every"):
+        for name in (
+            "stop_step",
+            "eval_every",
+            "eval_batch_size",
+            "checkpoint_every",
+            "keep_every",
+            "keep_best",
+            "max_skips",
+            "spike_rollbacks",
+            "sample_every",
+        ):
             _require(getattr(self, name) >= 0, f"training.{name}", "at least 0", getattr(self, name))
+        _require(self.nonfinite in NONFINITE, "training.nonfinite", f"one of {', '.join(NONFINITE)}", self.nonfinite)
+        factor = self.spike_factor
+        _require(factor == 0 or 1 < factor < math.inf, "training.spike_factor", "above 1, or 0 for off", factor)
         _require(0 <= self.ema_decay < 1, "training.ema_decay", "in [0, 1)", self.ema_decay)
         if self.batch_size % self.accumulation:
             raise ValueError(
                 f"training.batch_size {self.batch_size} is not divisible by training.accumulation {self.accumulation}"
+            )
+        if factor and (self.keep_last < 2 or 0 < self.checkpoint_every < self.log_every):
+            raise ValueError(
+                "training.spike_factor needs a checkpoint from before the spike: set training.keep_last to 2 or more, "
+                "and training.checkpoint_every to training.log_every or more"
+            )
+        often, seldom = sorted((self.eval_every, self.checkpoint_every))
+        if self.keep_best and (not often or seldom % often):
+            raise ValueError(
+                "training.keep_best chooses among checkpoints that were validated: set training.eval_every and "
+                "training.checkpoint_every, one a multiple of the other"
             )
 
     @property
@@ -181,7 +226,7 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class SamplingConfig:
-    """How the sampling programs draw from this model; training reads none of it (METHOD.md section 5).
+    """How to draw from this model: the sampling programs, and samples during training (METHOD.md section 5).
 
     Attributes:
         window: "cosine", "full", a whole number of tracks, or "FIRST..LAST" for a linear window.
@@ -215,6 +260,18 @@ class SamplingConfig:
         value = self.draft_temperature
         _require(0 < value < math.inf, "sampling.draft_temperature", "positive", value)
         _require(self.order in ORDERS, "sampling.order", f"one of {', '.join(ORDERS)}", self.order)
+
+    def speculative(self) -> SpeculativeConfig:
+        """The same for the samplers."""
+        return SpeculativeConfig(
+            window=window_by_name(self.window, self.delta_tau),
+            verify_rounds=self.verify_rounds,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            draft_temperature=self.draft_temperature,
+            order=self.order,
+            tie_first=self.tie_first,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -62,6 +62,7 @@ def make_programs(config: ExperimentConfig, mesh: jax.sharding.Mesh, num_tokens:
         config.loss,
         accumulation=training.accumulation,
         ema_decay=training.ema_decay,
+        skip_nonfinite=training.nonfinite == "skip",
     )
     return Programs(
         network=network,

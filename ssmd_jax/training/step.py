@@ -160,12 +160,18 @@ def make_train_step(
     *,
     accumulation: int = 1,
     ema_decay: float = 0.0,
+    skip_nonfinite: bool = False,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """The train step `(state, tokens [B, D], root key) -> (state, metrics)`, to be jitted by the caller.
 
     Metrics are device scalars: `loss`, `draft_loss`, `target_loss` (nats per token), `grad_norm` (before clipping),
     `learning_rate`, and `finite`, false where the loss, the gradient or a number of the new state is not: losses and
     gradient speak of the parameters that the step was given, and a good one can still end in a bad update.
+
+    With `skip_nonfinite` a step whose loss or gradient is not finite changes nothing but `step`: the optimiser's own
+    counts stand still too. `skipped` then says so, and `finite` speaks of the state alone. An update that is not finite
+    after a good gradient is not skipped: the settings are at fault, not a batch, and to look at the new state before
+    giving up the old one would take the memory of both.
     """
 
     def train_step(state: TrainState, tokens_BxD: jax.Array, key: jax.Array):
@@ -177,10 +183,17 @@ def make_train_step(
         if ema_params is not None:
             ema_params = ema_update(params, ema_params, state.step, ema_decay)
         grad_norm = optax.tree.norm(gradient)
+        is_good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+        if skip_nonfinite:
+            old = (state.params, state.ema_params, state.opt_state)
+            params, ema_params, opt_state = jax.tree.map(
+                lambda new, old: jnp.where(is_good, new, old), (params, ema_params, opt_state), old
+            )
+            metrics["skipped"] = ~is_good
         metrics |= {
             "grad_norm": grad_norm,
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
-            "finite": jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm) & _all_finite((params, opt_state)),
+            "finite": (is_good | skip_nonfinite) & _all_finite((params, opt_state)),
         }
         return TrainState(state.step + 1, params, ema_params, opt_state), metrics
 

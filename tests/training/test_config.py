@@ -19,6 +19,20 @@ def test_json_gives_the_same_back():
     [
         ({"training__num_steps": 0}, "training.num_steps must be at least 1, got 0"),
         ({"training__accumulation": 3}, "not divisible by training.accumulation"),
+        ({"training__nonfinite": "ignore"}, "training.nonfinite must be one of stop, skip"),
+        ({"training__max_skips": -1}, "training.max_skips must be at least 0"),
+        ({"training__spike_factor": 0.5}, "training.spike_factor must be above 1, or 0 for off"),
+        ({"training__spike_factor": 2.0, "training__keep_last": 1}, "set training.keep_last to 2 or more"),
+        (
+            {"training__spike_factor": 2.0, "training__checkpoint_every": 3, "training__log_every": 4},
+            "training.checkpoint_every to training.log_every or more",
+        ),
+        ({"training__keep_best": 1}, "set training.eval_every and training.checkpoint_every"),
+        (
+            {"training__keep_best": 1, "training__eval_every": 3, "training__checkpoint_every": 4},
+            "one a multiple of the other",
+        ),
+        ({"training__sample_every": -1}, "training.sample_every must be at least 0"),
         ({"optimizer__name": "sgd"}, "optimizer.name must be one of adamw, muon"),
         ({"optimizer__learning_rate": -1.0}, "optimizer.learning_rate must be positive"),
         ({"model__num_heads": 3}, "model.width"),
@@ -55,3 +69,17 @@ def test_wrong_type_and_missing_section():
     del values["loss"]
     with pytest.raises(ValueError, match="loss missing"):
         ExperimentConfig.from_config_dict(values)
+
+
+def test_what_a_resumed_run_may_change():
+    """Where a run would end, its user may say otherwise; what decides the data, or what is learned, stays."""
+    free = {"nonfinite": "skip", "spike_factor": 3.0, "spike_rollbacks": 1, "sample_every": 5, "keep_last": 3}
+    assert differences(tiny.config(), tiny.config(**{f"training__{name}": value for name, value in free.items()})) == []
+    for name, value in (("seed", 1), ("length", 8), ("training__batch_size", 16), ("data__field", "body")):
+        (changed,) = differences(tiny.config(), tiny.config(**{name: value}))
+        assert changed.startswith(name.replace("__", "."))
+
+
+def test_sampling_section_gives_the_samplers_config():
+    config = tiny.config(sampling__window="3", sampling__top_p=0.5, sampling__order="entropy").sampling.speculative()
+    assert (config.window.size, config.top_p, config.order, config.verify_rounds) == (3, 0.5, "entropy", 8)
