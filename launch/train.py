@@ -20,10 +20,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from launch import program
-from ssmd_jax.training import distributed, loop
+from ssmd_jax.training import distributed, loop, profiling
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, for example configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints and metrics; created if it is not there.")
+_PROFILE_STEPS = flags.DEFINE_string("profile_steps", None, "FIRST:LAST steps to trace into <workdir>/profile.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes that train together.")
 _JOB = {
     "coordinator": flags.DEFINE_string("coordinator", None, "HOST:PORT where process 0 listens."),
@@ -44,7 +45,8 @@ def join():
 
 
 def main():
-    return loop.train(_CONFIG.value, _WORKDIR.value)
+    steps = None if _PROFILE_STEPS.value is None else profiling.parse_steps(_PROFILE_STEPS.value)
+    return loop.train(_CONFIG.value, _WORKDIR.value, profile_steps=steps)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,34 @@
 """Checkpoints of the training state: the only file that knows Orbax.
 
 A checkpoint is `<directory>/<step>` with the parts "params", "ema_params" and "opt_state"; the first two can be read
-without the last. The configuration and the tokenizer stand in the workdir, beside the checkpoints.
+without the last. Its metadata hold a record (whatever the run wants back as JSON) and a digest of each array, by which
+damage is known that Orbax does not notice. The configuration and the tokenizer stand in the workdir, beside the
+checkpoints.
 """
 
+import contextlib
+import hashlib
+import json
 import os
 import pathlib
-from collections.abc import Callable
-from typing import Any
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
+from ssmd_jax.training.digest import digests
 from ssmd_jax.training.state import TrainState
 
 DIRECTORY = "checkpoints"
 DAMAGED = "checkpoints_damaged"
+_DROPPED = "checkpoints_dropped"
+# The metric of a validation by which the best checkpoints are chosen; lower is better.
+BEST = "draft_bits"
 
 # How one process fared with a checkpoint; the worst of all processes counts.
 _READ, _UNREADABLE, _FAILED = range(3)
@@ -25,22 +36,52 @@ _READ, _UNREADABLE, _FAILED = range(3)
 _NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")
 
 
+class SaveError(OSError):
+    """A checkpoint could not be written; the message names the last good one."""
+
+
+class Restored(NamedTuple):
+    """What a checkpoint gives."""
+
+    state: TrainState
+    record: dict[str, Any]
+
+
 class Checkpoints:
     """The checkpoints of one workdir. Close it, or use it as a context manager: saving goes on in the background."""
 
-    def __init__(self, workdir: os.PathLike | str, *, keep_last: int = 1, keep_every: int = 0, read_only: bool = False):
+    def __init__(
+        self,
+        workdir: os.PathLike | str,
+        *,
+        keep_last: int = 1,
+        keep_every: int = 0,
+        keep_best: int = 0,
+        read_only: bool = False,
+    ):
         """Opens `<workdir>/checkpoints`, creating it where it is not there.
 
         Args:
             workdir: the run's folder.
             keep_last: this many of the latest checkpoints stay.
             keep_every: those at multiples of this stay too; 0 for none.
+            keep_best: so many of those saved with the lowest metric `BEST` stay too; 0 for none.
             read_only: leaves what a run may be saving at this moment alone; otherwise what a killed run left half
                 saved is removed.
         """
         policies = ocp.training.preservation_policies
-        kept = [policies.LatestN(keep_last)] + ([policies.EveryNSteps(keep_every)] if keep_every else [])
+        kept = [policies.LatestN(keep_last)]
+        if keep_every:
+            kept.append(policies.EveryNSteps(keep_every))
+        if keep_best:
+            # Orbax takes the last ones of this order, hence from high to low.
+            lowest = policies.BestN(
+                lambda metrics: metrics[BEST], reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
+            )
+            kept.append(lowest)
         self.directory = pathlib.Path(os.path.abspath(workdir)) / DIRECTORY
+        self._saving: int | None = None
+        self._has_failed = False
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
             preservation_policy=policies.AnyPreservationPolicy(kept),
@@ -54,38 +95,99 @@ class Checkpoints:
         self.close()
 
     def close(self) -> None:
-        """Waits until what is being saved is saved."""
-        self._checkpointer.close()
+        """Waits until what is being saved is saved; raises as `wait` does, unless it was said before."""
+        with contextlib.suppress(SaveError) if self._has_failed else contextlib.nullcontext(), self._sentence():
+            self._checkpointer.close()
 
     def wait(self) -> None:
-        """Waits until what is being saved is saved."""
-        self._checkpointer.wait()
+        """Waits until what is being saved is saved.
+
+        Raises:
+            SaveError: where it cannot be saved, on a full disk for example.
+        """
+        with self._sentence():
+            self._checkpointer.wait()
+
+    @contextlib.contextmanager
+    def _sentence(self) -> Iterator[None]:
+        # What fails in the background comes out of whatever call is next.
+        try:
+            yield
+        except JaxRuntimeError:
+            raise  # the runtime is at fault, and not the disk
+        except Exception as error:
+            self._has_failed = True
+            raise SaveError(
+                f"checkpoint {self._saving} could not be saved in {self.directory} ({_reason(error)}); "
+                f"{self.last_good()}: free space or mend the file system, and the same command goes on from there"
+            ) from error
+
+    def last_good(self) -> str:
+        """Words that name the newest checkpoint that is complete on disk."""
+        failed = self._saving if self._has_failed else None
+        good = [step for step in self.steps if step != failed and (self.directory / str(step)).is_dir()]
+        return f"the last good checkpoint is {self.directory / str(good[-1])}" if good else "there is no checkpoint yet"
 
     @property
     def steps(self) -> list[int]:
         """Steps saved, ascending."""
         return [checkpoint.step for checkpoint in self._checkpointer.checkpoints]
 
-    def save(self, state: TrainState) -> int:
-        """Starts to save the state; its buffers may be donated as soon as this returns. Returns the step."""
+    def save(
+        self, state: TrainState, record: Mapping[str, Any] | None = None, metrics: Mapping[str, Any] | None = None
+    ) -> int:
+        """Starts to save the state; its buffers may be donated as soon as this returns.
+
+        Args:
+            state: of all processes.
+            record: JSON values that `restore` gives back.
+            metrics: of a validation of this state, by which the best are chosen; None where there was none.
+
+        Returns:
+            The step.
+
+        Raises:
+            SaveError: where this checkpoint, or the one before, cannot be saved.
+        """
         step = int(state.step)
         parts = {"params": state.params, "opt_state": state.opt_state}
         if state.ema_params is not None:
             parts["ema_params"] = state.ema_params
-        self._checkpointer.save_checkpointables_async(step, parts, force=True, overwrite=step in self.steps)
+        content = {"record": dict(record or {}), "digests": {name: digests(part) for name, part in parts.items()}}
+        self.wait()
+        self._saving = step
+        with self._sentence():
+            self._checkpointer.save_checkpointables_async(
+                step,
+                parts,
+                force=True,
+                overwrite=step in self.steps,
+                metrics=None if metrics is None else {BEST: metrics[BEST]},
+                custom_metadata=content | {"check": _check(content)},
+            )
         return step
 
-    def restore(self, abstract: TrainState, warn: Callable[[str], None]) -> TrainState | None:
+    def drop_after(self, step: int) -> None:
+        """Deletes the checkpoints of later steps, the newest first: killed here, a run goes on from a whole one."""
+        self.wait()
+        for later in reversed(self.steps):
+            if later > step:
+                self._move(later, _DROPPED)
+        if jax.process_index() == 0:
+            shutil.rmtree(self.directory.parent / _DROPPED, ignore_errors=True)
+
+    def restore(self, abstract: TrainState, warn: Callable[[str], None]) -> Restored | None:
         """The newest checkpoint that can be read, on the shardings of `abstract`.
 
-        Newer ones that cannot be read are moved to `<workdir>/checkpoints_damaged`.
+        Newer ones that cannot be read, or hold other numbers than were saved, are moved to
+        `<workdir>/checkpoints_damaged`.
 
         Args:
             abstract: shapes, dtypes and shardings of the state.
             warn: told in one sentence of every checkpoint that could not be read.
 
         Returns:
-            The state, or None where there is no checkpoint.
+            State and record, or None where there is no checkpoint.
 
         Raises:
             ValueError: where there are checkpoints and none can be read, or the newest is sound and does not fit.
@@ -97,11 +199,11 @@ class Checkpoints:
         found = self._restore_newest(parts, warn)
         if found is None:
             return None
-        step, parts, damaged = found
+        step, parts, record, damaged = found
         for bad in damaged:
-            self._set_aside(bad)
+            self._move(bad, DAMAGED)
         number = jax.device_put(np.int32(step), abstract.step.sharding)
-        return TrainState(number, parts["params"], parts.get("ema_params"), parts["opt_state"])
+        return Restored(TrainState(number, parts["params"], parts.get("ema_params"), parts["opt_state"]), record)
 
     def restore_params(self, part: str, abstract_params: Any, warn: Callable[[str], None]) -> tuple[int, Any] | None:
         """Parameters alone of the newest checkpoint that can be read; changes no file.
@@ -120,24 +222,25 @@ class Checkpoints:
         found = self._restore_newest({part: abstract_params}, warn)
         return None if found is None else (found[0], found[1][part])
 
-    def _restore_newest(self, parts, warn) -> tuple[int, dict, list[int]] | None:
+    def _restore_newest(self, parts, warn) -> tuple[int, dict, dict, list[int]] | None:
         damaged = []
         for step in reversed(self.steps):
             path, error = self.directory / str(step), None
             try:
                 loaded = self._checkpointer.load_checkpointables(step, parts)
+                record = self._verified_record(step, loaded)
             except Exception as caught:  # whatever a damaged file makes of Orbax or TensorStore
                 error = caught
             own = _READ if error is None else _UNREADABLE if _may_be_damage(error) else _FAILED
             outcome = _worst_of_all_processes(own)
             if outcome == _READ:
-                return step, loaded, damaged
+                return step, loaded, record, damaged
             if outcome == _FAILED:
                 raise error if own == _FAILED else OSError(f"another process has failed to read checkpoint {path}")
             if misfit := self._misfit(step, parts):
                 raise ValueError(f"checkpoint {path} does not fit this model and optimizer: {misfit}") from error
             damaged.append(step)
-            reason = " ".join(str(error or "by another process").split())[:200]
+            reason = _reason(error or "by another process")
             warn(f"checkpoint {path} cannot be read, trying the one before it ({reason})")
         if damaged:
             raise ValueError(
@@ -145,6 +248,20 @@ class Checkpoints:
                 "restore one from a copy, or train in a new workdir"
             )
         return None
+
+    def _verified_record(self, step: int, loaded: Mapping[str, Any]) -> dict[str, Any]:
+        """The record of a checkpoint whose arrays are what was saved; raises `ValueError` where they are not."""
+        content = dict(self._checkpointer.checkpointables_metadata(step).custom_metadata or {})
+        if not content:
+            return {}  # an earlier version saved it
+        if content.pop("check", None) != _check(content):
+            raise ValueError("its metadata are not what was saved")
+        for part, tree in loaded.items():
+            have, want = digests(tree), content["digests"].get(part, {})
+            bad = [name for name in sorted(have | want) if have.get(name) != want.get(name)]
+            if bad:
+                raise ValueError(f"{part}/{bad[0]} is not what was saved: {len(bad)} digest(s) differ")
+        return content["record"]
 
     def _misfit(self, step: int, parts) -> str | None:
         """The first array whose shape in a checkpoint is another than in `parts`; None where nobody can tell."""
@@ -162,15 +279,24 @@ class Checkpoints:
                     return f"{part}/{name} is {have} there and {want} here"
         return None
 
-    def _set_aside(self, step: int) -> None:
+    def _move(self, step: int, folder: str) -> None:
+        # Renamed, which is done or not: one deleted in its place could be left by half.
         if jax.process_index() == 0:
-            target = self.directory.parent / DAMAGED
+            target = self.directory.parent / folder
             target.mkdir(exist_ok=True)
             number = sum(1 for _ in target.glob(f"{step}*"))
             os.replace(self.directory / str(step), target / (f"{step}.{number}" if number else f"{step}"))
         if jax.process_count() > 1:
-            multihost_utils.sync_global_devices("damaged checkpoint set aside")
+            multihost_utils.sync_global_devices("checkpoint moved")
         self._checkpointer.reload()
+
+
+def _check(content: Mapping[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
+
+
+def _reason(error: BaseException | str) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:

@@ -1,12 +1,11 @@
 """The training loop: the same for one device and for many."""
 
 import contextlib
-import dataclasses
-import math
+import errno
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,25 +13,30 @@ import numpy as np
 
 from ssmd_jax.data import pipeline
 from ssmd_jax.data.pipeline import Data
-from ssmd_jax.model.hybrid import HybridTransformer
-from ssmd_jax.training import checkpoint, distributed, flops, keys, loading, sharding, workdir
-from ssmd_jax.training import optimizer as optimizers
+from ssmd_jax.training import checkpoint, distributed, flops, loading, programs, samples, sharding, workdir
 from ssmd_jax.training import state as states
 from ssmd_jax.training.checkpoint import Checkpoints
 from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.interrupts import Interrupts
+from ssmd_jax.training.meter import Meter, NonFiniteLossError, peak_memory
 from ssmd_jax.training.metrics import MetricWriter
+from ssmd_jax.training.profiling import Profiler
+from ssmd_jax.training.progress import Progress
 from ssmd_jax.training.state import TrainState
-from ssmd_jax.training.step import make_train_step
-from ssmd_jax.training.validation import Validation, make_eval_step, validate
+from ssmd_jax.training.validation import Validation, validate
+
+__all__ = ["LossSpikeError", "NonFiniteLossError", "train"]
 
 
-class NonFiniteLossError(ArithmeticError):
-    """Loss, gradient or state became infinite or NaN; the message names the last good checkpoint."""
+class LossSpikeError(ArithmeticError):
+    """The loss rose too often; the message names the last good checkpoint."""
 
 
 def train(
-    config: ExperimentConfig | Mapping[str, Any], directory: os.PathLike | str, data: Data | None = None
+    config: ExperimentConfig | Mapping[str, Any],
+    directory: os.PathLike | str,
+    data: Data | None = None,
+    profile_steps: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Trains, or goes on with, the run in a workdir.
 
@@ -40,6 +44,7 @@ def train(
         config: an `ExperimentConfig`, or the `ConfigDict` that a config file's `get_config()` returns.
         directory: the workdir; what is there already is resumed.
         data: records and tokenizer; None to load what `config.data` says.
+        profile_steps: first and last step to trace into `<workdir>/profile`; None for no trace.
 
     Returns:
         Summary: `step`, `finished`, `stopped_by` ("SIGTERM" or None), `resumed_from` (step or None), `num_params`,
@@ -47,13 +52,17 @@ def train(
         validation's `valid_draft_loss`, `valid_target_loss` (nats per token), `valid_draft_bits`,
         `valid_target_bits`, `valid_draft_bits_by_distance`, `valid_target_bits_by_distance` (None where there was
         none), `seconds`, `tokens_per_second` (without the first step, which compiles; None where there was no other),
-        `workdir`.
+        `compute_seconds`, `data_seconds`, `checkpoint_seconds`, `validation_seconds` (what this run spent its time on,
+        without the first step), `peak_memory_bytes` (of the fullest device; None where devices do not tell),
+        `skipped_steps` and `rollbacks` (since the run's start), `workdir`.
 
     Raises:
         ValueError: for bad input: config, mesh, batch size, another run's workdir or data, data too small; one
             sentence.
         FileNotFoundError: where data are missing.
         NonFiniteLossError: where loss, gradient or state is no longer finite. Nothing of that state is saved.
+        LossSpikeError: where the loss rose more often than `training.spike_rollbacks`.
+        OSError: where a checkpoint or a metric cannot be written.
         KeyboardInterrupt: on Ctrl-C, after the state has been saved.
     """
     if not isinstance(config, ExperimentConfig):
@@ -84,13 +93,31 @@ def train(
     with Interrupts() as interrupts:
         with sharding.activate(mesh, rules), contextlib.ExitStack() as stack:
             checkpoints = stack.enter_context(
-                Checkpoints(directory, keep_last=training.keep_last, keep_every=training.keep_every)
+                Checkpoints(
+                    directory,
+                    keep_last=training.keep_last,
+                    keep_every=training.keep_every,
+                    keep_best=training.keep_best,
+                )
             )
-            summary = run.go(checkpoints, directory, interrupts, stack)
+            profiler = Profiler(directory, profile_steps)
+            stack.callback(profiler.close)
+            try:
+                summary = run.go(checkpoints, directory, interrupts, profiler, stack)
+            except OSError as error:
+                if error.errno not in _FULL:
+                    raise
+                raise OSError(
+                    f"workdir {directory} cannot be written ({error.strerror}); {checkpoints.last_good()}: free space, "
+                    "and the same command goes on from there"
+                ) from error
         summary["stopped_by"] = summary["stopped_by"] or interrupts.agreed(is_meeting=True)
     if summary["stopped_by"] == "SIGINT":
         raise KeyboardInterrupt
     return summary
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Run:
@@ -101,43 +128,15 @@ class _Run:
         self.share = sharding.data_share(mesh)
         self.warnings: list[str] = []  # said as soon as there is somebody to say them
         self._other_params = None
-        network_config = config.network_config(data.tokenizer.num_tokens)
-        # The fused kernel of the MLP is for inference: its backward pass computes everything again.
-        self.network = HybridTransformer(dataclasses.replace(network_config, mlp="xla"))
-        training, use_ema = config.training, config.training.ema_decay > 0
-        schedule = optimizers.make_schedule(config.optimizer, training.num_steps)
-        optimizer = optimizers.make_optimizer(config.optimizer, schedule, config.loss.freeze_trunk)
-        self.abstract = states.abstract_state(self.network, optimizer, use_ema, mesh)
+        self.programs = programs.make_programs(config, mesh, data.tokenizer.num_tokens)
+        self.abstract = self.programs.abstract
         self.root_key = sharding.root_key(mesh, config.seed)
-        everywhere, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-        shardings = states.shardings_of(self.abstract)
-        step = make_train_step(
-            self.network,
-            optimizer,
-            schedule,
-            config.loss,
-            accumulation=training.accumulation,
-            ema_decay=training.ema_decay,
+        self.flops_per_token = flops.train_flops_per_token(
+            self.programs.network.config, config.length, config.loss.freeze_trunk
         )
-        self.train_step = jax.jit(
-            step,
-            in_shardings=(shardings, batch, everywhere),
-            out_shardings=(shardings, everywhere),
-            donate_argnums=0,
-        )
-        self.eval_step = jax.jit(
-            make_eval_step(self.network, config.loss),
-            in_shardings=(shardings.params, batch, everywhere),
-            out_shardings=everywhere,
-        )
-        self.init = jax.jit(
-            lambda key: states.init_state(self.network, optimizer, use_ema, keys.stream(key, "init")),
-            out_shardings=shardings,
-        )
-        self.flops_per_token = flops.train_flops_per_token(self.network.config, config.length, config.loss.freeze_trunk)
 
-    def first_state(self, checkpoints: Checkpoints) -> tuple[TrainState, int | None]:
-        """The state to start from, and the step it was resumed from. In order of precedence:
+    def first_state(self, checkpoints: Checkpoints) -> tuple[TrainState, Progress, int | None]:
+        """The state to start from, what led to it, and the step it was resumed from. In order of precedence:
 
         1. the newest readable checkpoint of the workdir;
         2. the weights of the run that `training.init_from` names, everything else fresh;
@@ -145,8 +144,8 @@ class _Run:
         """
         restored = checkpoints.restore(self.abstract, self.warnings.append)
         if restored is not None:
-            return restored, int(restored.step)
-        state = self.init(self.root_key)
+            return restored.state, Progress.from_dict(restored.record), int(restored.state.step)
+        state = self.programs.init(self.root_key)
         if self.config.training.init_from:
             self.load_other_params()
             # Where that run has no causal part, ours starts fresh.
@@ -159,7 +158,7 @@ class _Run:
             self.warnings.append(
                 "the trunk is frozen as it was initialised at random: training.init_from names no trained one"
             )
-        return state, None
+        return state, Progress(), None
 
     def load_other_params(self) -> None:
         """Loads the weights of the run that `training.init_from` names, unless there is none or they are loaded.
@@ -187,13 +186,13 @@ class _Run:
         _close(self.train_batches(0))
         next(self.validation_batches())
 
-    def train_batches(self, start_step: int) -> Iterator[np.ndarray]:
-        """This process's rows of each global batch from a step on."""
+    def train_batches(self, start: int) -> Iterator[np.ndarray]:
+        """This process's rows of each global batch from a position in the stream on."""
         return pipeline.train_batches(
             self.data.train,
             global_batch_size=self.config.training.batch_size,
             seed=self.config.seed,
-            start_step=start_step,
+            start_step=start,
             process_index=self.share[0],
             process_count=self.share[1],
         )
@@ -211,49 +210,70 @@ class _Run:
     def validate(self, state: TrainState) -> Validation:
         """Validates the averaged weights."""
         batches = (sharding.to_devices(self.mesh, batch) for batch in self.validation_batches())
-        return validate(self.eval_step, state.eval_params, batches, self.root_key)
+        return validate(self.programs.eval_step, state.eval_params, batches, self.root_key)
 
     def go(
-        self, checkpoints: Checkpoints, directory, interrupts: Interrupts, stack: contextlib.ExitStack
+        self,
+        checkpoints: Checkpoints,
+        directory: os.PathLike | str,
+        interrupts: Interrupts,
+        profiler: Profiler,
+        stack: contextlib.ExitStack,
     ) -> dict[str, Any]:
         """Trains until the last step, a signal, or a number that is not finite."""
         training = self.config.training
-        state, resumed_from = self.first_state(checkpoints)
+        state, progress, resumed_from = self.first_state(checkpoints)
         start = resumed_from or 0
         is_writer = jax.process_index() == 0
         writer = stack.enter_context(
             MetricWriter(directory, start_step=start, last_step=training.last_step, is_writer=is_writer)
         )
-        for text in self.warnings:
-            writer.say(text)
         num_params = states.count_params(state.params)
         origin = f"resumed from step {start}" if resumed_from else "from the start"
+        self._say_warnings(writer)
         writer.say(f"{num_params:,} parameters, {self.mesh.size} x {jax.devices()[0].device_kind}, {origin}")
-        batches = self.train_batches(start)
-        stack.callback(_close, batches)
-        meter = _Meter(self, writer, checkpoints, start)
+        batches = _Batches(self.train_batches, start + progress.data_offset)
+        stack.callback(batches.close)
+        advice = lambda: _restart_advice(checkpoints)
+        meter = Meter(self.config, self.mesh, self.flops_per_token, writer, progress, start, advice)
         validation, began = None, time.monotonic()
         step, stopped_by, pending = start, None, None
         while step < training.last_step:
-            state, metrics = self.train_step(state, sharding.to_devices(self.mesh, next(batches)), self.root_key)
+            with meter.waiting("data"):
+                tokens_BxD = sharding.to_devices(self.mesh, next(batches))
+            with profiler.step(step + 1):
+                state, metrics = self.programs.train_step(state, tokens_BxD, self.root_key)
             step += 1
+            if profiler.after(step, metrics):
+                writer.say(f"profile of the steps up to {step} written to {directory}/profile")
             # Step n is under way by the time the metrics of step n - 1 are read.
             meter.read(pending)
             pending = (step, metrics)
             stopped_by = interrupts.agreed(is_meeting=step % training.log_every == 0)
             at_end = step == training.last_step or stopped_by is not None
             due = lambda every, step=step: bool(every) and step % every == 0
-            if at_end or due(training.eval_every) or due(training.checkpoint_every):
+            is_validated = stopped_by is None and (due(training.eval_every) or at_end)
+            is_saved = due(training.checkpoint_every) or at_end
+            if is_validated or is_saved or due(training.sample_every):
                 meter.read(pending)  # a state that is not finite is neither validated nor saved
                 pending = None
-            if due(training.checkpoint_every) or at_end:
-                checkpoints.save(state)
+            if meter.spike is not None:
+                state, step = self._gone_back(meter, checkpoints, writer, batches)
+                pending = None
+                continue
+            # What is written of a step is written before its checkpoint: a run killed in between loses none of it.
             if stopped_by is not None:
                 meter.flush()
+            with meter.paused():
+                scores = self._validated(state, step, writer) if is_validated else None
+                validation = scores or validation
+                if due(training.sample_every) and stopped_by is None:
+                    writer.write_samples(step, self._samples(state, step))
+            if is_saved:
+                with meter.waiting("checkpoint"):
+                    checkpoints.save(state, meter.progress.as_dict(), scores and scores.as_dict())
+            if stopped_by is not None:
                 break
-            if due(training.eval_every) or at_end:
-                with meter.paused():
-                    validation = self._validated(state, step, writer)
         if stopped_by is not None:
             checkpoints.wait()
             writer.say(f"{stopped_by}: saved at step {step}; the same command goes on from there")
@@ -268,10 +288,57 @@ class _Run:
             "train_loss": meter.last_loss,
             "seconds": round(time.monotonic() - began, 2),
             "tokens_per_second": meter.last_rate,
+            **{f"{name}_seconds": round(seconds, 3) for name, seconds in meter.seconds.items()},
+            "peak_memory_bytes": peak_memory(self.mesh),
+            "skipped_steps": meter.progress.skipped,
+            "rollbacks": meter.progress.rollbacks,
             "workdir": str(directory),
         }
         values = dict.fromkeys(Validation.names()) if validation is None else validation.as_dict()
         return summary | {f"valid_{name}": value for name, value in values.items()}
+
+    def _say_warnings(self, writer: MetricWriter) -> None:
+        for text in self.warnings:
+            writer.say(text)
+        self.warnings.clear()
+
+    def _gone_back(
+        self, meter: Meter, checkpoints: Checkpoints, writer: MetricWriter, batches: "_Batches"
+    ) -> tuple[TrainState, int]:
+        """State and step before a loss spike: of the last good checkpoint, or else of the start.
+
+        Raises:
+            LossSpikeError: where the run has gone back as often as it may.
+        """
+        training = self.config.training
+        (from_step, loss), old = meter.spike, meter.progress
+        what = f"the loss is {loss:.3f} nats at step {from_step}, more than {training.spike_factor:g} times the median"
+        # A fresh start is no way back for a run whose checkpoints are all of the spike.
+        is_lost = bool(checkpoints.steps) and checkpoints.steps[0] > old.good_step
+        if not is_lost:
+            checkpoints.drop_after(old.good_step)
+        if is_lost or old.rollbacks >= training.spike_rollbacks:
+            raise LossSpikeError(
+                f"{what} of the lines before, {'with no checkpoint from before it' if is_lost else 'once more'} after "
+                f"{old.rollbacks} rollbacks (training.spike_rollbacks {training.spike_rollbacks}): train in a new "
+                f"workdir with a lower optimizer.learning_rate; {_restart_advice(checkpoints)}"
+            )
+        state, saved, step = self.first_state(checkpoints)
+        step = step or 0
+        new = old.gone_back(saved, from_step, step)
+        batches.start(step + new.data_offset)
+        meter.go_on_from(new, step)
+        writer.rewind(step)
+        self._say_warnings(writer)
+        values = {"to_step": step, "loss": loss, "data_offset": new.data_offset, "rollbacks": new.rollbacks}
+        note = f"{what}: back to step {step} and on without the batches since then, rollback {new.rollbacks}"
+        writer.write(from_step, "rollback", values, note)
+        return state, step
+
+    def _samples(self, state: TrainState, step: int) -> list[str]:
+        network = self.programs.network.config
+        tokens_BxD = samples.draw(state.eval_params, network, self.config, self.mesh, self.root_key, step)
+        return samples.texts(tokens_BxD, self.data.tokenizer)
 
     def _validated(self, state: TrainState, step: int, writer: MetricWriter) -> Validation:
         result = self.validate(state)
@@ -283,82 +350,33 @@ class _Run:
         return result
 
 
+class _Batches:
+    """An iterator that can be moved to another position of the stream."""
+
+    def __init__(self, make: Callable[[int], Iterator[np.ndarray]], position: int):
+        self._make = make
+        self._batches = make(position)
+
+    def __next__(self) -> np.ndarray:
+        return next(self._batches)
+
+    def start(self, position: int) -> None:
+        """Goes on from another position."""
+        self.close()
+        self._batches = self._make(position)
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        _close(self._batches)
+
+
 def _close(batches: Iterator[np.ndarray]) -> None:
     getattr(batches, "close", lambda: None)()
 
 
-class _Meter:
-    """Reads the steps' metrics, stops at one that is not finite, and writes their means every `log_every` steps."""
-
-    def __init__(self, run: _Run, writer: MetricWriter, checkpoints: Checkpoints, start_step: int):
-        self._run, self._writer, self._checkpoints = run, writer, checkpoints
-        self._step, self._values = start_step, []
-        # Step and time from which tokens per second are counted: the end of the first step, which compiles.
-        self._since, self._clock = None, 0.0
-        self.last_loss, self.last_rate = None, None
-
-    @contextlib.contextmanager
-    def paused(self):
-        """Time spent inside does not count as training."""
-        began = time.monotonic()
-        yield
-        self._clock += time.monotonic() - began
-
-    def read(self, pending: tuple[int, dict[str, jax.Array]] | None) -> None:
-        """Takes the metrics of a step; waits for it.
-
-        Raises:
-            NonFiniteLossError: where loss, gradient or the state after the step is not finite.
-        """
-        if pending is None:
-            return
-        step, metrics = pending
-        values = jax.device_get(metrics)
-        if not values.pop("finite"):
-            self._checkpoints.wait()
-            saved = self._checkpoints.steps
-            directory = self._checkpoints.directory
-            # The same workdir refuses another rate, and the same rate would end in the same way.
-            advice = "train in a new workdir with a lower optimizer.learning_rate or more optimizer.warmup_steps"
-            raise NonFiniteLossError(
-                f"loss, gradient or update is not finite at step {step} (loss {values['loss']}, gradient norm "
-                f"{values['grad_norm']}); {advice}"
-                + (
-                    f"; training.init_from={directory.parent} starts from the weights of the last good checkpoint, "
-                    f"{directory / str(saved[-1])}"
-                    if saved
-                    else "; there is no checkpoint yet"
-                )
-            )
-        if self._since is None:
-            self._since, self._clock = step, time.monotonic()
-        self._step = step
-        self._values.append(values)
-        self._writer.advance(step)
-        training = self._run.config.training
-        if step % training.log_every == 0 or step == training.last_step:
-            self.flush()
-
-    def flush(self) -> None:
-        """Writes the means of the steps read since the last line, where there are any."""
-        if not self._values:
-            return
-        step, now = self._step, time.monotonic()
-        means = {name: float(np.mean([values[name] for values in self._values])) for name in self._values[0]}
-        means["learning_rate"] = float(self._values[-1]["learning_rate"])
-        config = self._run.config
-        speed = ""
-        if step > self._since:
-            rate = (step - self._since) * config.training.batch_size * config.length / (now - self._clock)
-            means["tokens_per_second"] = rate
-            peak = flops.peak_flops(self._run.mesh.devices.flat[0])
-            if peak is not None:
-                means["model_flops_utilization"] = rate * self._run.flops_per_token / (peak * self._run.mesh.size)
-            speed, self.last_rate = f", {rate:,.0f} tokens/s", round(rate, 1)
-        note = (
-            f"draft {means['draft_loss'] / math.log(2):.3f}, target {means['target_loss'] / math.log(2):.3f} "
-            f"bits per token, gradient {means['grad_norm']:.2f}{speed}"
-        )
-        self._writer.write(step, "train", means, note)
-        self._since, self._values, self._clock = step, [], now
-        self.last_loss = means["loss"]
+def _restart_advice(checkpoints: Checkpoints) -> str:
+    checkpoints.wait()
+    good = checkpoints.last_good()
+    if not checkpoints.steps:
+        return good
+    return f"{good}, and training.init_from={checkpoints.directory.parent} starts from its weights"

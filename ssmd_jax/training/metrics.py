@@ -3,11 +3,13 @@
 Only process 0 writes. The terminal is standard error: a progress bar there, plain lines anywhere else.
 """
 
+import contextlib
 import json
 import os
 import pathlib
+import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import rich.console
 import rich.progress
@@ -18,6 +20,8 @@ except ImportError:
     tensorboardX = None
 
 FILE = "metrics.jsonl"
+SAMPLES = "samples.txt"
+_HEADING = "===== step "
 
 
 class MetricWriter:
@@ -38,16 +42,12 @@ class MetricWriter:
         """
         self._file, self._board, self._progress = None, None, None
         self._is_writer = is_writer
+        self._workdir = pathlib.Path(workdir)
         if not is_writer:
             return
-        path = pathlib.Path(workdir) / FILE
-        self._written = _drop_after(path, start_step)
-        self._file = path.open("a", encoding="utf-8")
         if tensorboardX is None:
             self.say("TensorBoard files are not written: tensorboardX is not installed")
-        else:
-            folder = str(pathlib.Path(workdir) / "tensorboard")
-            self._board = tensorboardX.SummaryWriter(folder, purge_step=start_step + 1)
+        self._open(start_step)
         if sys.stderr.isatty():
             self._progress = rich.progress.Progress(
                 rich.progress.TextColumn("training"),
@@ -58,6 +58,19 @@ class MetricWriter:
             )
             self._task = self._progress.add_task("training", total=last_step, completed=start_step)
             self._progress.start()
+
+    def _open(self, step: int) -> None:
+        self._written = _drop_after(self._workdir / FILE, step)
+        _drop_samples_after(self._workdir / SAMPLES, step)
+        self._file = (self._workdir / FILE).open("a", encoding="utf-8")
+        if tensorboardX is not None:
+            self._board = tensorboardX.SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
+
+    def rewind(self, step: int) -> None:
+        """Drops what the files hold beyond a step, from which the run goes on once more."""
+        if self._is_writer:
+            self._close_files()
+            self._open(step)
 
     def __enter__(self) -> "MetricWriter":
         return self
@@ -84,7 +97,7 @@ class MetricWriter:
 
         Args:
             step: steps done.
-            kind: "train" or "valid".
+            kind: "train", "valid", or "rollback" (the run went back from this step).
             values: numbers by name; a list of numbers is allowed, for the JSONL file alone. Nothing goes to the files
                 where they hold this kind of this step already: a finished run was run again.
             note: the same in words, a line above the progress bar.
@@ -101,13 +114,41 @@ class MetricWriter:
                         self._board.add_scalar(f"{kind}/{name}", value, step)
         self.say(f"step {step}: {note}")
 
+    def write_samples(self, step: int, texts: Sequence[str]) -> None:
+        """Writes sample texts to samples.txt and TensorBoard, and shows the first."""
+        if not self._is_writer or (step, "sample") in self._written:
+            return
+        self._written.add((step, "sample"))
+        with (self._workdir / SAMPLES).open("a", encoding="utf-8") as file:
+            file.write(f"{_HEADING}{step}\n" + "".join(text + "\n\n" for text in texts))
+        if self._board is not None:
+            self._board.add_text("samples", "\n\n".join(texts), step)
+        self.say(f"step {step}: a sample: {' '.join(texts[0].split())[:160]}")
+
     def close(self) -> None:
         """Flushes and closes the files, and leaves the terminal in order."""
         if self._progress is not None:
             self._progress.stop()
+        self._close_files()
+
+    def _close_files(self) -> None:
         for sink in (self._file, self._board):
-            if sink is not None:
-                sink.close()
+            # Every line was flushed when it was written: what fails here has failed, and been said, before.
+            with contextlib.suppress(OSError):
+                if sink is not None:
+                    sink.close()
+
+
+def _drop_samples_after(path: pathlib.Path, step: int) -> None:
+    if not path.exists():
+        return
+    kept, is_kept = [], True
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        if heading := re.fullmatch(_HEADING + r"(\d+)\n?", line):
+            is_kept = int(heading[1]) <= step
+        if is_kept:
+            kept.append(line)
+    _replace(path, "".join(kept))
 
 
 def _drop_after(path: pathlib.Path, step: int) -> set[tuple[int, str]]:
@@ -123,7 +164,11 @@ def _drop_after(path: pathlib.Path, step: int) -> set[tuple[int, str]]:
                 written.add((values["step"], values["kind"]))
         except ValueError:
             continue  # the last line of a run that was killed while writing it
-    part = path.with_suffix(".part")
-    part.write_text("".join(kept), encoding="utf-8")
-    os.replace(part, path)
+    _replace(path, "".join(kept))
     return written
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+    part = path.with_suffix(".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)

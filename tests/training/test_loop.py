@@ -15,7 +15,7 @@ import pytest
 
 import ssmd_jax
 from ssmd_jax.sampling.interface import SpeculativeModel
-from ssmd_jax.training import checkpoint, loop, state, step, workdir
+from ssmd_jax.training import checkpoint, loop, meter, programs, state, step, workdir
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -44,7 +44,8 @@ def run_processes(*runs):
 
 def metrics(workdir, kind="train"):
     lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k != "tokens_per_second"} for line in lines if line["kind"] == kind]
+    is_time = lambda name: name == "tokens_per_second" or name.endswith("_seconds")
+    return [{k: v for k, v in line.items() if not is_time(k)} for line in lines if line["kind"] == kind]
 
 
 def saved(workdir, step):
@@ -231,11 +232,15 @@ def test_the_advice_after_a_loss_that_is_not_finite_works(tmp_path, monkeypatch)
     old, new = tmp_path / "old", tmp_path / "new"
     fields = {"training__checkpoint_every": 1, "training__num_steps": 5}
     with monkeypatch.context() as patched, pytest.raises(loop.NonFiniteLossError, match="at step 4") as error:
-        patched.setattr(loop, "make_train_step", with_bad_fourth_step)
+        patched.setattr(programs, "make_train_step", with_bad_fourth_step)
         loop.train(tiny.config_dict(**fields), old, tiny.data())
     message = str(error.value)
     assert "in a new workdir" in message and "lower optimizer.learning_rate" in message
-    assert f"training.init_from={old} starts" in message and str(old / "checkpoints" / "3") in message
+    assert (
+        f"training.init_from={old} starts" in message
+        and "training.nonfinite=skip" in message
+        and str(old / "checkpoints" / "3") in message
+    )
     summary = loop.train(
         tiny.config_dict(training__init_from=str(old), optimizer__learning_rate=1e-3, **fields), new, tiny.data()
     )
@@ -318,14 +323,14 @@ def test_a_signal_at_the_very_end_counts(tmp_path, monkeypatch, where):
 def test_tokens_per_second_leave_the_first_step_out(tmp_path, monkeypatch):
     """The first step compiles: here it takes 1,000 seconds, and every other one 1."""
     clock = [0.0]
-    monkeypatch.setattr(loop, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(meter, "time", types.SimpleNamespace(monotonic=lambda: clock[0]))
 
     def slow(*args, **kwargs):
         plain = jax.device_get(*args, **kwargs)
         clock[0] += 1.0 if clock[0] else 1000.0
         return plain
 
-    monkeypatch.setattr(loop, "jax", types.SimpleNamespace(**{**vars(jax), "device_get": slow}))
+    monkeypatch.setattr(meter, "jax", types.SimpleNamespace(**{**vars(jax), "device_get": slow}))
     config = tiny.config_dict(training__log_every=2, training__num_steps=4)
     summary = loop.train(config, tmp_path, tiny.data())
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
@@ -363,7 +368,7 @@ def test_a_machine_at_its_limits_is_no_damage(tmp_path, monkeypatch, error):
         patched.setattr(checkpoint.ocp.training.Checkpointer, "load_checkpointables", fail)
         restore(tmp_path, abstract)
     assert not (tmp_path / checkpoint.DAMAGED).exists()
-    assert int(restore(tmp_path, abstract).step) == 2
+    assert int(restore(tmp_path, abstract).state.step) == 2
 
 
 @pytest.mark.parametrize("size", [2, 8])
@@ -383,7 +388,7 @@ def test_processes_agree_on_the_checkpoint(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         answers = iter([checkpoint._UNREADABLE, checkpoint._READ])
         patched.setattr(checkpoint, "_worst_of_all_processes", lambda own: max(own, next(answers)))
-        assert int(restore(tmp_path, abstract, told.append).step) == 1
+        assert int(restore(tmp_path, abstract, told.append).state.step) == 1
     assert len(told) == 1 and "another process" in told[0]
     with monkeypatch.context() as patched, pytest.raises(OSError, match="another process"):
         patched.setattr(checkpoint, "_worst_of_all_processes", lambda own: checkpoint._FAILED)
