@@ -171,7 +171,9 @@ def _check_port(coordinator: str, words: "_LastWords") -> None:
     try:
         socket.create_server(("", port)).close()
     except OSError as error:
-        _refuse(f"process 0 cannot listen on port {port} of --coordinator {coordinator}: {error.strerror}", words)
+        _refuse(
+            f"process 0 cannot listen on port {port} of --coordinator {coordinator}: {os.strerror(error.errno)}", words
+        )
 
 
 def _reserve_stdout() -> None:
