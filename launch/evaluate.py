@@ -7,6 +7,7 @@ Progress and tables go to standard error; standard output is one line of JSON, w
 An entry of --settings is plain:WINDOW or speculative:WINDOW:ROUNDS; WINDOW is the step of a cosine window, below 1, or
 a whole number of tracks, "full", or FIRST..LAST for a linear window. ":tie_first" and the name of an order, as in
 speculative:0.04:8:confidence, may follow.
+It is a program of one process, on one device: there is no --distributed.
 """
 
 import json

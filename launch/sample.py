@@ -7,6 +7,7 @@
 
 The texts go to standard output, figures and the trace to standard error; standard output ends with one line of JSON.
 What the flags leave open comes from the `sampling` section of the run's config.
+It is a program of one process, on one device: there is no --distributed.
 """
 
 import pathlib

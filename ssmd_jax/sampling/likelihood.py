@@ -8,13 +8,20 @@ import numpy as np
 
 from ssmd_jax.diffusion.likelihood import sampler_log_likelihood
 from ssmd_jax.diffusion.orders import to_order_space
-from ssmd_jax.sampling import budget, canvas
+from ssmd_jax.sampling import budget, canvas, sharded
 from ssmd_jax.sampling.config import Laws, SpeculativeConfig
 from ssmd_jax.sampling.interface import prepared
 
 
 def log_likelihood(
-    model, tokens, order, config: SpeculativeConfig, *, num_given=None, lengths=None
+    model,
+    tokens,
+    order,
+    config: SpeculativeConfig,
+    *,
+    num_given=None,
+    lengths=None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Log probability that the sampler, following `order`, outputs `tokens`, and the NFE it then needs.
 
@@ -27,28 +34,22 @@ def log_likelihood(
         config: the sampler's settings; `order` is ignored, `budget_nfe` must be None.
         num_given: int `[batch]`: so many entries of `order` are a prompt, and the result is conditional on them.
         lengths: int `[batch]`; None for full rows.
+        mesh: shares out the rows over all its devices, with nothing communicated; None for one device.
 
     Returns:
         `log_prob [batch]` in nats, -inf where impossible, and `expected_nfe [batch]`, nan there.
 
     Raises:
-        ValueError: bad arguments, or a budget: its law has no such recursion.
+        ValueError: bad arguments, a batch that the mesh does not divide, or a budget: its law has no such recursion.
     """
     if config.budget_nfe is not None:
         raise ValueError("the likelihood has no recursion under a budget: set budget_nfe to None")
     tokens_BxD, order_BxD, num_given_B, lengths_B = _check(model, tokens, order, num_given, lengths)
+    sharded.check_divisible(mesh, tokens_BxD.shape[0], "the number of rows")
     windows, size = budget.windows(config.window, lengths_B, tokens_BxD.shape[1], None)
-    return _log_likelihood(
-        model,
-        tokens_BxD,
-        order_BxD,
-        num_given_B,
-        canvas.unless_full(lengths_B, tokens_BxD.shape[1]),
-        windows.table_BxD,
-        config.laws,
-        verify_rounds=config.verify_rounds,
-        size=size,
-    )
+    lengths_B = canvas.unless_full(lengths_B, tokens_BxD.shape[1])
+    rows = (tokens_BxD, order_BxD, num_given_B, lengths_B, windows.table_BxD)
+    return _log_likelihood(model, config.laws, rows, verify_rounds=config.verify_rounds, size=size, mesh=mesh)
 
 
 def _check(model, tokens, order, num_given, lengths):
@@ -74,10 +75,14 @@ def _check(model, tokens, order, num_given, lengths):
     return tuple(x.astype(np.int32) for x in (tokens_BxD, order_BxD, num_given_B, lengths_B))
 
 
-@functools.partial(jax.jit, static_argnames=("verify_rounds", "size"))
-def _log_likelihood(
-    model, tokens_BxD, order_BxD, num_given_B, lengths_B, window_BxD, laws: Laws, *, verify_rounds: int, size: int
-):
+@functools.partial(jax.jit, static_argnames=("verify_rounds", "size", "mesh"))
+def _log_likelihood(model, laws: Laws, rows, *, verify_rounds: int, size: int, mesh: jax.sharding.Mesh | None):
+    of_rows = functools.partial(_of_rows, verify_rounds=verify_rounds, size=size)
+    return sharded.over_devices(of_rows, mesh)(model, laws, rows)
+
+
+def _of_rows(model, laws: Laws, rows, *, verify_rounds: int, size: int):
+    tokens_BxD, order_BxD, num_given_B, lengths_B, window_BxD = rows
     model = prepared(model)
     batch, length = tokens_BxD.shape
     lengths_B = canvas.known_lengths(lengths_B, batch, length)

@@ -10,6 +10,7 @@ import pytest
 from ssmd_jax.diffusion.window import CosineWindow
 from ssmd_jax.sampling import ancestral, many, speculative
 from ssmd_jax.sampling.config import SpeculativeConfig
+from ssmd_jax.sampling.likelihood import log_likelihood
 from tests.sampling.test_speculative import LENGTH, PER_ROW, PER_TRACK, network
 from tests.tabular import tabular_model
 
@@ -60,6 +61,20 @@ def test_queues_of_the_devices():
     result = many.sample_many(model, key, CONFIG, num_samples=40, slots=16, length=LENGTH, mesh=mesh)
     assert_equal(result, speculative.sample(model, key, CONFIG, batch_size=40, length=LENGTH))
     assert result.rows_computed.shape == (8,)
+
+
+def test_likelihood_does_not_depend_on_the_mesh():
+    model = tabular_model(LENGTH, num_tokens=5)
+    rng = np.random.default_rng(3)
+    lengths = rng.integers(4, LENGTH + 1, 16)
+    tokens = rng.integers(0, 5, (16, LENGTH))
+    order = np.stack([np.r_[rng.permutation(n), n:LENGTH] for n in lengths])
+    score = lambda mesh: log_likelihood(model, tokens, order, CONFIG, lengths=lengths, mesh=mesh)
+    for alone, shared in zip(score(None), score(mesh_of(2, 2, 2)), strict=True):
+        np.testing.assert_allclose(shared, alone, rtol=1e-6)
+        assert shared.sharding.num_devices == 8
+    with pytest.raises(ValueError, match="the number of rows 16 is not divisible by the 3 devices"):
+        score(jax.make_mesh((3,), ("data",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:3]))
 
 
 def collectives(function, *arguments):
