@@ -149,7 +149,8 @@ class _Run:
         if self.config.training.init_from:
             self.load_other_params()
             # Where that run has no causal part, ours starts fresh.
-            params = state.params | jax.device_put(self._other_params, states.shardings_of(self._other_abstract()))
+            shardings = states.shardings_of(self._other_abstract())
+            params = state.params | sharding.from_copies(self._other_params, shardings)
             self._other_params = None  # its buffers are the state's now, or not needed any more
             state = state.replace(params=params)
             if state.ema_params is not None:

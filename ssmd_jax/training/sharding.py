@@ -203,6 +203,21 @@ def check_batch(mesh: jax.sharding.Mesh, batch_size: int, name: str, accumulatio
         )
 
 
+def from_copies(tree, shardings):
+    """Arrays on the mesh from equal copies, one in each process; `jax.device_put` reaches this process's devices alone.
+
+    Args:
+        tree: arrays, each whole in every process.
+        shardings: as the tree.
+    """
+
+    def one(array, where):
+        host = np.asarray(array)
+        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+    return jax.tree.map(one, tree, shardings)
+
+
 @functools.cache
 def data_share(mesh: jax.sharding.Mesh, process: int | None = None) -> tuple[int, int]:
     """Which share of the rows of each global batch a process reads, `(index, count)`: share `index` of `count`.
