@@ -128,8 +128,9 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = 1
     # Ways in which heads, MLP and vocabulary are split.
     config.mesh.tensor = 1
-    # Of these, blocks that only a slow network joins: TPU slices, or else processes. Together the number of slices.
-    config.mesh.dcn_data = 1
+    # Blocks of these axes that only a slow network joins, together the number of TPU slices, or else of processes; -1
+    # for the slices that the devices tell of.
+    config.mesh.dcn_data = -1
     config.mesh.dcn_fsdp = 1
 
     config.sampling = ConfigDict()

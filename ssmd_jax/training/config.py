@@ -204,22 +204,21 @@ class MeshConfig:
         data: copies of the model, each with its share of the batch.
         fsdp: parameters and optimiser state are split this many ways, the batch too.
         tensor: heads, MLP and vocabulary are split this many ways.
-        dcn_data: blocks of the data axis that only a slow network joins: TPU slices, or processes.
-        dcn_fsdp: the same of the fsdp axis; together they are as many as there are slices.
+        dcn_data: blocks of the data axis that only a slow network joins; -1 for the slices that the devices tell of.
+        dcn_fsdp: the same of the fsdp axis; the product of both is the number of slices, or else of processes.
     """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
-    dcn_data: int = 1
+    dcn_data: int = -1
     dcn_fsdp: int = 1
 
     def __post_init__(self):
-        for name in ("dcn_data", "dcn_fsdp"):
-            _require(getattr(self, name) >= 1, f"mesh.{name}", "at least 1", getattr(self, name))
-        for name in ("data", "fsdp", "tensor"):
+        for name in ("data", "fsdp", "tensor", "dcn_data"):
             value = getattr(self, name)
             _require(value >= 1 or value == -1, f"mesh.{name}", "at least 1, or -1 for all that are left", value)
+        _require(self.dcn_fsdp >= 1, "mesh.dcn_fsdp", "at least 1", self.dcn_fsdp)
         if [self.data, self.fsdp, self.tensor].count(-1) > 1:
             raise ValueError("mesh: only one of data, fsdp and tensor can be -1")
 

@@ -55,10 +55,18 @@ def make_mesh(config: MeshConfig, devices: list | None = None) -> jax.sharding.M
     if needed > len(devices) or (jax.process_count() > 1 and needed != len(devices)):
         raise ValueError(f"mesh {what} needs {needed} devices, and there are {len(devices)}: change the mesh section")
     auto = (jax.sharding.AxisType.Auto,) * len(MESH_AXES)
-    slow = (config.dcn_data, config.dcn_fsdp, 1)
-    if math.prod(slow) == 1:
-        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=auto, devices=devices[:needed])
-    return jax.sharding.Mesh(hybrid_devices(devices[:needed], sizes, slow), MESH_AXES, axis_types=auto)
+    devices = devices[:needed]
+    num_slices = len(_slices(devices))
+    slow_data = max(1, num_slices // config.dcn_fsdp) if config.dcn_data == -1 else config.dcn_data
+    if num_slices * slow_data * config.dcn_fsdp == 1:
+        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=auto, devices=devices)
+    hybrid = hybrid_devices(devices, sizes, (slow_data, config.dcn_fsdp, 1))
+    return jax.sharding.Mesh(hybrid, MESH_AXES, axis_types=auto)
+
+
+def _slices(devices: list) -> set[int | None]:
+    """The groups of devices that a fast network joins, {None} where the devices know of none."""
+    return {getattr(device, "slice_index", None) for device in devices}
 
 
 def hybrid_devices(devices: list, sizes: Sequence[int], slow: Sequence[int]) -> np.ndarray:
@@ -78,21 +86,26 @@ def hybrid_devices(devices: list, sizes: Sequence[int], slow: Sequence[int]) -> 
     """
     for axis, size, blocks in zip(MESH_AXES, sizes, slow, strict=True):
         if size % blocks:
-            raise ValueError(f"mesh.dcn_{axis} {blocks} does not divide the {size} devices of mesh.{axis}")
-    slices = {getattr(device, "slice_index", None) for device in devices}
+            raise ValueError(
+                f"mesh.{axis} {size} is not divisible by the {blocks} groups of devices over the slow network: change "
+                f"it, or mesh.dcn_{axis}"
+            )
+    slices = _slices(devices)
     by_process = len(slices) == 1
     groups = {device.process_index for device in devices} if by_process else slices
     if len(groups) != math.prod(slow):
         kind = "process(es)" if by_process else "slices"
         raise ValueError(
             f"mesh.dcn_data {slow[0]} x mesh.dcn_fsdp {slow[1]} must be the number of groups of devices over the slow "
-            f"network, and these are {len(groups)} {kind}: change the mesh section"
+            f"network, and these are {len(groups)} {kind}: change these fields"
         )
     members = [sum(_group(device, by_process) == group for device in devices) for group in groups]
     if len(set(members)) > 1:
         raise ValueError(f"mesh: groups of {sorted(members)} devices over the slow network are not equally large")
     fast = tuple(size // blocks for size, blocks in zip(sizes, slow, strict=True))
-    return mesh_utils.create_hybrid_device_mesh(fast, tuple(slow), devices, process_is_granule=by_process)
+    return mesh_utils.create_hybrid_device_mesh(
+        fast, tuple(slow), devices, process_is_granule=by_process, allow_split_physical_axes=True
+    )
 
 
 def _group(device, by_process: bool) -> int:

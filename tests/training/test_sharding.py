@@ -78,8 +78,8 @@ def test_only_blocks_of_an_axis_cross_the_slow_network():
     ("sizes", "slow", "message"),
     [
         ((4, 2, 1), (2, 1, 1), r"mesh.dcn_data 2 x mesh.dcn_fsdp 1 must be .* these are 4 process\(es\)"),
-        ((2, 4, 1), (4, 1, 1), "mesh.dcn_data 4 does not divide the 2 devices of mesh.data"),
-        ((8, 1, 1), (2, 2, 1), "mesh.dcn_fsdp 2 does not divide the 1 devices of mesh.fsdp"),
+        ((2, 4, 1), (4, 1, 1), "mesh.data 2 is not divisible by the 4 groups .* mesh.dcn_data"),
+        ((8, 1, 1), (2, 2, 1), "mesh.fsdp 1 is not divisible by the 2 groups .* mesh.dcn_fsdp"),
     ],
 )
 def test_groups_of_the_slow_network_that_do_not_fit_are_refused(sizes, slow, message):
@@ -95,6 +95,19 @@ def test_unequal_slices_and_a_slow_network_in_one_process_are_refused():
         sharding.make_mesh(MeshConfig(dcn_data=2))
     with pytest.raises(ValueError, match=r"mesh.dcn_fsdp must be at least 1"):
         MeshConfig(dcn_fsdp=0)
+
+
+def test_slices_are_found_out():
+    devices = [FakeDevice(n, n // 2, slice_index=n // 4) for n in range(8)]
+    mesh = sharding.make_mesh(MeshConfig(tensor=2), devices)
+    assert dict(mesh.shape) == {"data": 4, "fsdp": 1, "tensor": 2}
+    assert numbers(mesh.devices[:, 0]) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=8, dcn_fsdp=2), devices)
+    assert numbers(mesh.devices[0, :, 0]) == list(range(8))
+    with pytest.raises(ValueError, match=r"mesh.data 1 is not divisible by the 2 groups"):
+        sharding.make_mesh(MeshConfig(data=1, fsdp=8), devices)
+    with pytest.raises(ValueError, match="these are 2 slices"):
+        sharding.make_mesh(MeshConfig(dcn_data=1), devices)
 
 
 @pytest.mark.parametrize(
