@@ -94,7 +94,7 @@ def test_openwebtext_on_sixteen_chips():
     # Every gradient is added up over the devices, in bfloat16 or float32.
     assert 2 * result["num_params"] <= reduce["num_bytes"] <= 4 * result["num_params"]
     assert sampler["collectives"] == [] and train["seconds"]["bound"] > validation["seconds"]["bound"] > 0
-    # 128 sequences a device, whose activations are not recomputed.
+    # 128 sequences a device, and no activation is recomputed.
     done = check_for_tpu(*flags, "--programs=train", "--batch_size=2048")
+    assert done.stderr.splitlines()[-1].startswith("error: v5e:4x4: train at batch 2048 does not fit"), done.stderr
     assert done.returncode == 1 and not json.loads(done.stdout)["fits"]
-    assert done.stderr.splitlines()[-1].startswith("error: v5e:4x4: train at batch 2048 does not fit")
