@@ -92,33 +92,60 @@ def lines(workdir, kind):
     return np.array([[line[name] for name in names] for line in values if line["kind"] == kind])
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one_and_resume_each_other(corpus, tmp_path):
-    """The undisturbed run has one process; half of each other run has two, over batch and parameters or over heads."""
-    alone, first_two, then_two = tmp_path / "alone", tmp_path / "first_two", tmp_path / "then_two"
-    ((_, err),) = finish([start(alone, corpus, devices=1)])
-    assert "process 0" not in err
-    over_both, half = "--config.mesh.fsdp=2", "--config.training.stop_step=2"
+OVER_BATCH_AND_PARAMETERS = "--config.mesh.fsdp=2"
+HALF = "--config.training.stop_step=2"
 
-    (out_0, err_0), (out_1, err_1) = finish(start_two(first_two, corpus, over_both, half))
+
+@pytest.fixture(scope="module")
+def alone(corpus, tmp_path_factory):
+    """Workdir of an undisturbed run of one process on one device."""
+    workdir = tmp_path_factory.mktemp("alone")
+    ((_, err),) = finish([start(workdir, corpus, devices=1)])
+    assert "process 0" not in err
+    return workdir
+
+
+def hello(err):
+    """The line in which a process says who it is."""
+    return next(line for line in err.splitlines() if line.startswith("process "))
+
+
+def assert_same_curve(workdir, alone):
+    np.testing.assert_allclose(lines(workdir, "train"), lines(alone, "train"), rtol=2e-4)
+    np.testing.assert_allclose(lines(workdir, "valid")[-1], lines(alone, "valid")[-1], rtol=2e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_one_goes_on(corpus, alone, tmp_path):
+    (out_0, err_0), (out_1, err_1) = finish(start_two(tmp_path, corpus, OVER_BATCH_AND_PARAMETERS, HALF))
     assert json.loads(out_0)["step"] == 2 and out_1 == ""
-    told = lambda err: next(line for line in err.splitlines() if line.startswith("process "))
     for n, err in enumerate((err_0, err_1)):
         pattern = rf"process {n} of 2 on \S+: 2 x cpu \(.*\), rows {4 * n} to {4 * n + 3} of each batch of 8, "
-        assert re.fullmatch(pattern + "mesh data 2 x fsdp 2 x tensor 1", told(err)), err
+        assert re.fullmatch(pattern + "mesh data 2 x fsdp 2 x tensor 1", hello(err)), err
     assert "step 2" in err_0
-    assert [line for line in err_1.splitlines() if "[Gloo]" not in line] == [told(err_1)]
-    finish([start(first_two, corpus, devices=1)])
+    assert [line for line in err_1.splitlines() if "[Gloo]" not in line] == [hello(err_1)]
+    finish([start(tmp_path, corpus, devices=1)])
+    assert_same_curve(tmp_path, alone)
 
-    finish([start(then_two, corpus, over_both, half, devices=4)])
+
+@pytest.mark.slow
+def test_one_process_trains_and_two_go_on(corpus, alone, tmp_path):
+    """The two share heads and vocabulary, and so all rows of the batch."""
+    finish([start(tmp_path, corpus, OVER_BATCH_AND_PARAMETERS, HALF, devices=4)])
     over_heads = ["--config.mesh.tensor=2", "--config.mesh.data=1"]
-    (out_0, err_0), (_, err_1) = finish(start_two(then_two, corpus, *over_heads, devices=1))
+    (out_0, err_0), (_, err_1) = finish(start_two(tmp_path, corpus, *over_heads, devices=1))
     assert json.loads(out_0)["resumed_from"] == 2
-    assert "rows 0 to 7 of each batch" in told(err_0) and "rows 0 to 7 of each batch" in told(err_1)
+    assert "rows 0 to 7 of each batch" in hello(err_0) and "rows 0 to 7 of each batch" in hello(err_1)
+    assert_same_curve(tmp_path, alone)
 
-    for workdir in (first_two, then_two):
-        np.testing.assert_allclose(lines(workdir, "train"), lines(alone, "train"), rtol=2e-4)
-        np.testing.assert_allclose(lines(workdir, "valid")[-1], lines(alone, "valid")[-1], rtol=2e-4)
+
+@pytest.mark.slow
+def test_two_processes_start_from_the_weights_of_one(corpus, alone, tmp_path):
+    from_other = [f"--config.training.init_from={alone}", "--config.training.num_steps=1", OVER_BATCH_AND_PARAMETERS]
+    (out, _), _ = finish(start_two(tmp_path, corpus, *from_other))
+    # One step away from where that run ended, which is far from any start.
+    (first, *_), (*_, last) = lines(alone, "train")[:, 1], lines(alone, "valid")[:, 1]
+    assert json.loads(out)["valid_draft_loss"] < (first / 2 + last) / 2
 
 
 @pytest.mark.slow
@@ -184,9 +211,9 @@ def test_what_cannot_be_joined_is_one_sentence(corpus, tmp_path):
             (["--distributed", "--initialization_timeout=3"], "outside of Cloud TPU, Slurm and Kubernetes give"),
             (["--process_id=1"], "--process_id is for several processes: add --distributed"),
         ]
-        for flags, message in cases:
-            process = start(tmp_path / "run", corpus, *flags)
-            out, err = process.communicate(timeout=60)
+        processes = [start(tmp_path / "run", corpus, *flags) for flags, _ in cases]
+        for process, (_, message) in zip(processes, cases, strict=True):
+            out, err = process.communicate(timeout=120)
             assert process.returncode == 1 and out == "", err
             assert re.fullmatch(f"error: .*{message}.*\n", err), err
     assert not (tmp_path / "run").exists()
