@@ -7,8 +7,11 @@ checkpoints.
 """
 
 import contextlib
+import errno
 import hashlib
 import json
+import logging
+import math
 import os
 import pathlib
 import shutil
@@ -17,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from absl import logging as absl_logging
 from jax.errors import JaxRuntimeError
 from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
@@ -26,9 +30,13 @@ from ssmd_jax.training.state import TrainState
 
 DIRECTORY = "checkpoints"
 DAMAGED = "checkpoints_damaged"
+METADATA = "_CHECKPOINT_METADATA"
 _DROPPED = "checkpoints_dropped"
 # The metric of a validation by which the best checkpoints are chosen; lower is better.
 BEST = "draft_bits"
+
+# What the system says where nothing more can be written.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # How one process fared with a checkpoint; the worst of all processes counts.
 _READ, _UNREADABLE, _FAILED = range(3)
@@ -45,6 +53,16 @@ class Restored(NamedTuple):
 
     state: TrainState
     record: dict[str, Any]
+
+
+def _is_ours(record: logging.LogRecord) -> bool:
+    """Drops what Orbax logs, tracebacks of its threads included: what fails there is raised too, and said by us."""
+    is_wanted = absl_logging.get_verbosity() >= absl_logging.INFO
+    return is_wanted or not ("/orbax/" in record.pathname or "/orbax/" in record.getMessage())
+
+
+for _logger in (absl_logging.get_absl_logger(), logging.getLogger("asyncio")):
+    _logger.addFilter(_is_ours)
 
 
 class Checkpoints:
@@ -76,12 +94,21 @@ class Checkpoints:
         if keep_best:
             # Orbax takes the last ones of this order, hence from high to low.
             lowest = policies.BestN(
-                lambda metrics: metrics[BEST], reverse=True, n=keep_best, keep_checkpoints_without_metrics=False
+                get_metric_fn=lambda metrics: metrics.get(BEST, math.inf),
+                reverse=True,
+                n=keep_best,
+                keep_checkpoints_without_metrics=False,
             )
             kept.append(lowest)
         self.directory = pathlib.Path(os.path.abspath(workdir)) / DIRECTORY
         self._saving: int | None = None
         self._has_failed = False
+        if jax.process_index() == 0:
+            # A reader may not be allowed to.
+            with contextlib.suppress(OSError) if read_only else contextlib.nullcontext():
+                _mend_metrics(self.directory)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices("metrics of checkpoints read")
         self._checkpointer = ocp.training.Checkpointer(
             self.directory,
             preservation_policy=policies.AnyPreservationPolicy(kept),
@@ -153,7 +180,12 @@ class Checkpoints:
         parts = {"params": state.params, "opt_state": state.opt_state}
         if state.ema_params is not None:
             parts["ema_params"] = state.ema_params
-        content = {"record": dict(record or {}), "digests": {name: digests(part) for name, part in parts.items()}}
+        metrics = None if metrics is None else {BEST: metrics[BEST]}
+        content = {
+            "record": dict(record or {}),
+            "metrics": metrics,
+            "digests": {name: digests(part) for name, part in parts.items()},
+        }
         self.wait()
         self._saving = step
         with self._sentence():
@@ -162,7 +194,7 @@ class Checkpoints:
                 parts,
                 force=True,
                 overwrite=step in self.steps,
-                metrics=None if metrics is None else {BEST: metrics[BEST]},
+                metrics=metrics,
                 custom_metadata=content | {"check": _check(content)},
             )
         return step
@@ -206,7 +238,7 @@ class Checkpoints:
         return Restored(TrainState(number, parts["params"], parts.get("ema_params"), parts["opt_state"]), record)
 
     def restore_params(self, part: str, abstract_params: Any, warn: Callable[[str], None]) -> tuple[int, Any] | None:
-        """Parameters alone of the newest checkpoint that can be read; changes no file.
+        """Parameters alone of the newest checkpoint that can be read; no file is moved.
 
         Args:
             part: "params" or "ema_params".
@@ -251,11 +283,9 @@ class Checkpoints:
 
     def _verified_record(self, step: int, loaded: Mapping[str, Any]) -> dict[str, Any]:
         """The record of a checkpoint whose arrays are what was saved; raises `ValueError` where they are not."""
-        content = dict(self._checkpointer.checkpointables_metadata(step).custom_metadata or {})
-        if not content:
-            return {}  # an earlier version saved it
-        if content.pop("check", None) != _check(content):
-            raise ValueError("its metadata are not what was saved")
+        content = _content(self.directory / str(step))
+        if content is None:
+            return {}
         for part, tree in loaded.items():
             have, want = digests(tree), content["digests"].get(part, {})
             bad = [name for name in sorted(have | want) if have.get(name) != want.get(name)]
@@ -291,12 +321,49 @@ class Checkpoints:
         self._checkpointer.reload()
 
 
+def _content(path: pathlib.Path) -> dict[str, Any] | None:
+    """What `save` wrote beside the arrays of a checkpoint; None where an earlier version saved it.
+
+    Raises:
+        ValueError, OSError: where it cannot be read, or is not what was saved.
+    """
+    raw = (path / METADATA).read_text(encoding="utf-8")
+    values = json.loads(raw)
+    content = dict(values.get("custom_metadata") or {})
+    if not content and "item_handlers" in values and "digests" not in raw:
+        return None
+    if content.pop("check", None) != _check(content):
+        raise ValueError("its metadata are not what was saved")
+    return content
+
+
+def _mend_metrics(directory: pathlib.Path) -> None:
+    """Writes anew each file of metrics that is not what was saved: Orbax would open none of the checkpoints."""
+    for path in directory.glob("[0-9]*/metrics/metrics"):
+        if not path.parents[1].name.isdigit():
+            continue  # being saved
+        try:
+            wanted = (_content(path.parents[1]) or {}).get("metrics")
+        except (ValueError, OSError):
+            wanted = {}  # nobody knows; noticed when it is to be restored
+        with contextlib.suppress(ValueError):
+            found = json.loads(path.read_text(encoding="utf-8"))
+            if found == wanted or (wanted is None and isinstance(found, dict)):
+                continue
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(wanted or {}), encoding="utf-8")
+        os.replace(part, path)
+
+
 def _check(content: Mapping[str, Any]) -> str:
     return hashlib.blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _reason(error: BaseException | str) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    text = " ".join(str(error).split())
+    # What the user can mend stands at the end of a long message, if at all.
+    full = [os.strerror(number) for number in FULL if os.strerror(number) in text]
+    return full[0] if full else text[:200] or type(error).__name__
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,6 @@
 """The training loop: the same for one device and for many."""
 
 import contextlib
-import errno
 import os
 import pathlib
 import time
@@ -105,7 +104,7 @@ def train(
             try:
                 summary = run.go(checkpoints, directory, interrupts, profiler, stack)
             except OSError as error:
-                if error.errno not in _FULL:
+                if error.errno not in checkpoint.FULL:
                     raise
                 raise OSError(
                     f"workdir {directory} cannot be written ({error.strerror}); {checkpoints.last_good()}: free space, "
@@ -115,9 +114,6 @@ def train(
     if summary["stopped_by"] == "SIGINT":
         raise KeyboardInterrupt
     return summary
-
-
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class _Run:

@@ -15,7 +15,7 @@ import pytest
 
 import ssmd_jax
 from ssmd_jax.sampling.interface import SpeculativeModel
-from ssmd_jax.training import checkpoint, loop, meter, programs, state, step, workdir
+from ssmd_jax.training import checkpoint, loop, meter, programs, step, workdir
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -339,65 +339,71 @@ def test_tokens_per_second_leave_the_first_step_out(tmp_path, monkeypatch):
     assert summary["tokens_per_second"] == rates[-1]
 
 
-def checkpoints_of_two_steps(directory):
-    """Checkpoints 1 and 2 of a small state; the state, as shapes, too."""
-    tree = lambda x: {"kernel": jax.numpy.full((4, 3), x), "scale": jax.numpy.ones(3)}
-    for number in (1, 2):
-        with checkpoint.Checkpoints(directory, keep_last=2) as checkpoints:
-            checkpoints.save(state.TrainState(jax.numpy.int32(number), tree(float(number)), None, tree(0.0)))
-    where = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    shape = lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
-    return jax.tree.map(shape, state.TrainState(jax.numpy.int32(0), tree(0.0), None, tree(0.0)))
+def with_bad_batch(monkeypatch, position):
+    """Replaces one batch of the stream by zeros."""
+    plain = loop._Run.train_batches
+
+    def train_batches(self, start):
+        for number, batch in enumerate(plain(self, start), start):
+            yield batch * 0 if number == position else batch
+
+    monkeypatch.setattr(loop._Run, "train_batches", train_batches)
 
 
-def restore(directory, abstract, warn=None):
-    with checkpoint.Checkpoints(directory, keep_last=2) as checkpoints:
-        return checkpoints.restore(abstract, warn or pytest.fail)
+def with_loss_of_zeros(monkeypatch, factor):
+    """Multiplies the loss of a batch of zeros."""
+    plain = step.loss_fn
+
+    def loss_fn(params, network, tokens, *args):
+        loss, terms = plain(params, network, tokens, *args)
+        return loss * jax.numpy.where(jax.numpy.all(tokens == 0), factor, 1.0), terms
+
+    monkeypatch.setattr(step, "loss_fn", loss_fn)
 
 
-@pytest.mark.parametrize(
-    "error", [MemoryError("no memory"), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: out of it")]
-)
-def test_a_machine_at_its_limits_is_no_damage(tmp_path, monkeypatch, error):
-    abstract = checkpoints_of_two_steps(tmp_path)
-
-    def fail(*_):
-        raise error
-
-    with monkeypatch.context() as patched, pytest.raises(type(error)):
-        patched.setattr(checkpoint.ocp.training.Checkpointer, "load_checkpointables", fail)
-        restore(tmp_path, abstract)
-    assert not (tmp_path / checkpoint.DAMAGED).exists()
-    assert int(restore(tmp_path, abstract).state.step) == 2
+def test_a_step_that_is_not_finite_is_skipped(tmp_path, monkeypatch):
+    with_bad_batch(monkeypatch, 3)
+    with_loss_of_zeros(monkeypatch, np.nan)
+    fields = {"training__nonfinite": "skip", "training__num_steps": 6, "training__log_every": 2}
+    summary = loop.train(tiny.config_dict(**fields, training__checkpoint_every=3), tmp_path, tiny.data())
+    assert (summary["finished"], summary["skipped_steps"]) == (True, 1)
+    assert [line["skipped_steps"] for line in metrics(tmp_path)] == [0, 1, 0]
+    assert all(np.isfinite(line["loss"]) for line in metrics(tmp_path))
+    # A run that may not skip says how to go on, and does so.
+    stop = FIELDS | {"training__max_skips": 0}
+    with pytest.raises(loop.NonFiniteLossError, match=r"1 steps in a row were skipped up to step 4, more than"):
+        loop.train(tiny.config_dict(**fields | stop), tmp_path / "stop", tiny.data())
 
 
-@pytest.mark.parametrize("size", [2, 8])
-def test_other_shapes_are_no_damage(tmp_path, size):
-    abstract = checkpoints_of_two_steps(tmp_path)
-    kernel = abstract.params["kernel"].update(shape=(size, 3))
-    changed = abstract.replace(params=abstract.params | {"kernel": kernel})
-    with pytest.raises(ValueError, match=rf"2 does not fit .* params/kernel is \(4, 3\) there and \({size}, 3\) here"):
-        restore(tmp_path, changed)
-    assert not (tmp_path / checkpoint.DAMAGED).exists()
+@pytest.mark.slow
+def test_a_loss_spike_goes_back_and_leaves_its_batches_out(tmp_path, monkeypatch):
+    """Killed and resumed after it, the run goes on with the same batches."""
+    with_bad_batch(monkeypatch, 9)
+    with_loss_of_zeros(monkeypatch, 100.0)
+    fields = {"training__spike_factor": 3.0, "training__num_steps": 14, "training__checkpoint_every": 2}
+    train = lambda name, **more: loop.train(tiny.config_dict(**fields, **more), tmp_path / name, tiny.data())
+    summary = train("one")
+    assert (summary["finished"], summary["rollbacks"], summary["step"]) == (True, 1, 14)
+    (line,) = metrics(tmp_path / "one", "rollback")
+    assert (line["step"], line["to_step"], line["data_offset"]) == (10, 8, 2)
+    assert [line["step"] for line in metrics(tmp_path / "one")] == list(range(1, 15))
+    assert train("two", training__stop_step=11)["rollbacks"] == 1
+    assert train("two")["resumed_from"] == 11
+    assert metrics(tmp_path / "two") == metrics(tmp_path / "one")
+    with pytest.raises(loop.LossSpikeError, match=r"once more after 0 rollbacks .* checkpoint is .*8, and"):
+        train("three", training__spike_rollbacks=0)
 
 
-def test_processes_agree_on_the_checkpoint(tmp_path, monkeypatch):
-    """What another process cannot read is not read here either."""
-    abstract = checkpoints_of_two_steps(tmp_path)
-    told = []
-    with monkeypatch.context() as patched:
-        answers = iter([checkpoint._UNREADABLE, checkpoint._READ])
-        patched.setattr(checkpoint, "_worst_of_all_processes", lambda own: max(own, next(answers)))
-        assert int(restore(tmp_path, abstract, told.append).state.step) == 1
-    assert len(told) == 1 and "another process" in told[0]
-    with monkeypatch.context() as patched, pytest.raises(OSError, match="another process"):
-        patched.setattr(checkpoint, "_worst_of_all_processes", lambda own: checkpoint._FAILED)
-        restore(tmp_path, abstract)
-
-
-def test_worst_of_all_processes(monkeypatch):
-    assert checkpoint._worst_of_all_processes(1) == 1
-    monkeypatch.setattr(checkpoint.jax, "process_count", lambda: 3)
-    gather = lambda own: np.stack([own, np.int32(2), np.int32(0)])
-    monkeypatch.setattr(checkpoint.multihost_utils, "process_allgather", gather)
-    assert checkpoint._worst_of_all_processes(1) == 2
+@pytest.mark.slow
+def test_samples_profile_and_best_checkpoint(tmp_path):
+    fields = {"training__sample_every": 2, "training__keep_best": 1, "training__keep_last": 1, "mesh__fsdp": 2}
+    config = tiny.config_dict(**FIELDS, **fields, sampling__window="full", sampling__verify_rounds=2)
+    summary = loop.train(config, tmp_path, tiny.data(), profile_steps=(3, 4))
+    assert list((tmp_path / "profile").rglob("*.xplane.pb"))
+    texts = (tmp_path / "samples.txt").read_text().split("===== step ")
+    assert [text.split("\n")[0] for text in texts[1:]] == ["2", "4", "6", "8"]
+    assert all(len(text.split("\n")[1]) == tiny.LENGTH for text in texts[1:])
+    assert summary["rollbacks"] == summary["skipped_steps"] == 0 and summary["compute_seconds"] > 0
+    assert summary["checkpoint_seconds"] > 0 and summary["validation_seconds"] > 0
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert all({"compute_seconds", "data_seconds", "checkpoint_seconds"} <= line.keys() for line in lines[1:3])
