@@ -1,4 +1,9 @@
-"""SIGTERM and Ctrl-C become a wish that the training loop fulfils between two steps."""
+"""SIGTERM and Ctrl-C become a wish that the training loop fulfils between two steps.
+
+SIGTERM is how a machine says that it is about to go. Compute Engine shuts a preempted TPU VM down like any machine, and
+its processes get SIGTERM, about 30 seconds before the end; Kubernetes sends SIGTERM to a pod that it evicts, and waits
+for `terminationGracePeriodSeconds`; Slurm before a time limit (`--signal`) and at `scancel`.
+"""
 
 import signal
 import threading
@@ -9,16 +14,23 @@ from jax.experimental import multihost_utils
 
 
 class Interrupts:
-    """While active, notes the first SIGTERM or SIGINT; a second Ctrl-C raises `KeyboardInterrupt` at once."""
+    """While active, notes the first SIGTERM or SIGINT; a second Ctrl-C raises `KeyboardInterrupt` at once.
+
+    Where there are several processes, JAX's preemption service takes SIGTERM: it tells all of them of a step, a second
+    or so later, at which they can leave together (`multihost_utils.reached_preemption_sync_point`).
+    """
 
     def __init__(self):
         self.received: str | None = None
         self._previous = {}
+        self._has_service = jax.process_count() > 1 and jax.config.jax_enable_preemption_service
+        self._asked = 0
 
     def __enter__(self) -> "Interrupts":
         # Python allows handlers in the main thread alone; in any other one the signals keep their meaning.
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+            ours = (signal.SIGINT,) if self._has_service else (signal.SIGTERM, signal.SIGINT)
+            for number in ours:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 
@@ -34,13 +46,19 @@ class Interrupts:
     def agreed(self, is_meeting: bool) -> str | None:
         """The signal received by any process, or None.
 
-        Processes get their signals at different times and must leave at the same step.
+        Processes get their signals at different times and must leave at the same step. All call this after every step.
 
         Args:
             is_meeting: True at steps, the same for all processes, where they ask each other; one process needs none.
         """
         if jax.process_count() == 1:
             return self.received
+        if self._has_service and self.received != "SIGTERM":
+            # Not the step of the run, which may go back.
+            self._asked += 1
+            if multihost_utils.reached_preemption_sync_point(self._asked):
+                self.received = "SIGTERM"
+                return self.received
         if not is_meeting:
             return None
         names = (None, "SIGTERM", "SIGINT")
