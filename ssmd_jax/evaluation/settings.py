@@ -52,7 +52,9 @@ def make_config(sampling: SamplingConfig, *, window: str | None = None, delta_ta
         raise ValueError(f"delta_tau belongs to the cosine window, not to window {window!r}: give one of the two")
     given = {name: value for name, value in flags.items() if value is not None}
     if window is not None or delta_tau is not None:
-        given["window"] = window_by_name(window or "cosine", sampling.delta_tau if delta_tau is None else delta_tau)
+        given["window"] = window_by_name(
+            "cosine" if window is None else window, sampling.delta_tau if delta_tau is None else delta_tau
+        )
     return dataclasses.replace(sampling.speculative(), **given)
 
 
