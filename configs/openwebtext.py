@@ -3,10 +3,10 @@
     python -m launch.train --config=configs/openwebtext.py --workdir=runs/openwebtext \\
         --config.data.source='/path/to/openwebtext/*.parquet' --config.data.tokenizer_path=/path/to/gpt2/tokenizer.json
 
-164,511,744 parameters: 87 M in the blocks (the paper says about 150 M in all), 77 M in embedding and head. Hardware:
-one host with 8 H100 or a TPU v5e-8, in one process (several are not supported yet); 262 G tokens. Not yet run. The
-paper reports a GPT-2 negative log likelihood of 5.28, 5.12 and 5.05 nats at 32, 64 and 128 NFE. Data and tokenizer are
-downloaded by the user.
+164,583,168 parameters: 87 M in the blocks (the paper says about 150 M in all), 77 M in embedding and head. Hardware:
+one host with 8 H100, or TPUs (with --config.model.remat=True; launch/compile_check.py says what fits); 262 G tokens.
+Not yet run. The paper reports a GPT-2 negative log likelihood of 5.28, 5.12 and 5.05 nats at 32, 64 and 128 NFE. Data
+and tokenizer are downloaded by the user.
 """
 
 from ml_collections import ConfigDict

@@ -23,13 +23,12 @@ def mask_suffix(tokens_BxD: jax.Array, num_revealed_B: jax.Array, mask_id: int) 
 
 
 def strata(batch: int) -> np.ndarray:
-    """The stratum of each row, a permutation of `0..batch-1`: multiples of a step near the golden section.
+    """The stratum of each row, a permutation of `0..batch-1`: the ranks of multiples of the golden section, modulo 1.
 
     Consecutive multiples of the golden section fill the circle evenly, however many are taken.
     """
-    golden = (math.sqrt(5) - 1) / 2 * batch
-    step = min((n for n in range(1, batch + 1) if math.gcd(n, batch) == 1), key=lambda n: abs(n - golden))
-    return np.arange(batch) * step % batch
+    multiples = np.arange(batch) * (math.sqrt(5) - 1) / 2 % 1
+    return np.argsort(np.argsort(multiples))
 
 
 def stratified_num_revealed(key: jax.Array, lengths_B: jax.Array) -> jax.Array:

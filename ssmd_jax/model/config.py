@@ -109,6 +109,12 @@ class HybridConfig:
         return self.num_tokens if self.num_tokens < PADDED_FROM else -(-self.num_tokens // 128) * 128
 
     @property
+    def padded_embeddings(self) -> int:
+        """Rows of the embedding, of which the mask has one: `num_tokens + 1`, rounded up as the head's columns are."""
+        rows = self.num_tokens + 1
+        return rows if self.num_tokens < PADDED_FROM else -(-rows // 128) * 128
+
+    @property
     def one_hot(self) -> bool:
         """Whether the embedding is a one-hot product."""
         return self.embedding == "one_hot" or (self.embedding == "auto" and self.num_tokens <= ONE_HOT_LIMIT)

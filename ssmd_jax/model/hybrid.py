@@ -165,9 +165,7 @@ class HybridTransformer(nn.Module):
 
     def setup(self):
         config, dtype = self.config, self.config.compute_dtype
-        # As many rows as the head has columns, and at least one more than tokens.
-        rows = max(config.num_tokens + 1, config.padded_tokens)
-        self.embedding = Embedding(config.num_tokens, rows, config.width, dtype, config.one_hot)
+        self.embedding = Embedding(config.num_tokens, config.padded_embeddings, config.width, dtype, config.one_hot)
         self.trunk_blocks = Trunk(config)
         self.final_norm = RMSNorm(dtype)
         self.head_kernel = self.param(

@@ -53,4 +53,5 @@ def prepared(model: SpeculativeModel) -> SpeculativeModel:
 
     A network converts its kernels there to the dtype that it computes in, which would else be done at every pass.
     """
-    return model.prepared() if hasattr(model, "prepared") else model
+    # Of the type: a wrapper that passes unknown names on must not be replaced by what it wraps.
+    return model.prepared() if hasattr(type(model), "prepared") else model

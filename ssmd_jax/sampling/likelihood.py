@@ -49,7 +49,8 @@ def log_likelihood(
     windows, size = budget.windows(config.window, lengths_B, tokens_BxD.shape[1], None)
     lengths_B = canvas.unless_full(lengths_B, tokens_BxD.shape[1])
     rows = (tokens_BxD, order_BxD, num_given_B, lengths_B, windows.table_BxD)
-    return _log_likelihood(model, config.laws, rows, verify_rounds=config.verify_rounds, size=size, mesh=mesh)
+    model, laws, rows = sharded.place(mesh, model, config.laws, rows)
+    return _log_likelihood(model, laws, rows, verify_rounds=config.verify_rounds, size=size, mesh=mesh)
 
 
 def _check(model, tokens, order, num_given, lengths):

@@ -66,7 +66,7 @@ def sample_many(
     slots = min(slots, num_samples)
     sharded.check_divisible(mesh, slots, "slots")
     one_pass = ancestral.one_pass if plain else speculative.one_pass
-    return _sample_many(model, rules, rows, one_pass=one_pass, slots=slots, mesh=mesh)
+    return _sample_many(*sharded.place(mesh, model, rules, rows), one_pass=one_pass, slots=slots, mesh=mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("one_pass", "slots", "mesh"))

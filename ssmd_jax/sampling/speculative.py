@@ -20,7 +20,7 @@ from ssmd_jax.sampling.canvas import ACCEPTED, REPLACED, UNVERIFIED, Canvas, Sam
 from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.passes import run_trunk, take_drafts
 from ssmd_jax.sampling.request import Rows, Rules, prepare
-from ssmd_jax.sampling.sharded import over_devices
+from ssmd_jax.sampling.sharded import over_devices, place
 from ssmd_jax.sampling.sizes import at_size
 
 
@@ -60,7 +60,7 @@ def sample(
     rows, rules = prepare(
         model, key, config, batch_size, length, prompt, prompt_mask, lengths, verify_cost=model.verify_cost, mesh=mesh
     )
-    return _sample(model, rules, rows, mesh=mesh)
+    return _sample(*place(mesh, model, rules, rows), mesh=mesh)
 
 
 @functools.partial(jax.jit, static_argnames=("mesh",))

@@ -3,6 +3,7 @@
 import jax
 
 from ssmd_jax.model.config import HybridConfig
+from ssmd_jax.training.cross_entropy import CHUNKED_FROM
 
 # Dense bfloat16 peaks as published, FLOP/s a device; the key is looked for in `device_kind`. First match counts.
 PEAK_FLOPS = (
@@ -30,7 +31,7 @@ def peak_flops(device: jax.Device) -> float | None:
 
 
 def train_flops_per_token(
-    config: HybridConfig, length: int, freeze_trunk: bool = False, head_tracks: float = 1.0
+    config: HybridConfig, length: int, freeze_trunk: bool = False, head_tracks: float | None = None
 ) -> float:
     """Floating-point operations of forward and backward pass for each token of a sequence.
 
@@ -41,12 +42,15 @@ def train_flops_per_token(
     - causal block: the same with half of the attention, `2 D C`;
     - causal projections: `2 (3 C^2 + C^2)`, the three-way input and the output map;
     - head: `2 C V`, twice, for the draft and for the target, times `head_tracks`, the share of the tracks that it is
-      applied to (1, or about 1/2 where only masked tracks are: `training/cross_entropy.py`).
+      applied to. None for the trainer's: all, or the masked ones where the vocabulary is taken in chunks
+      (`training/cross_entropy.py`), of which a row has `(D + 1) / 2` in the mean.
 
     Embedding, norms and softmax are left out, and so is what `remat` computes again. With a frozen trunk, trunk and
     draft head have no backward pass, and the target's head has none for its weights.
     """
     width, tokens = config.width, config.num_tokens
+    if head_tracks is None:
+        head_tracks = (length + 1) / (2 * length) if tokens >= CHUNKED_FROM else 1.0
     kernels = 2 * (4 * width**2 + 3 * width * config.hidden)
     trunk = config.n_noncausal * (kernels + 4 * length * width)
     head = 2 * width * tokens * head_tracks

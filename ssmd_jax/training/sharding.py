@@ -173,7 +173,7 @@ def param_shardings(boxed_params, mesh: jax.sharding.Mesh, rules=RULES):
     """
 
     def one(path, logical, param):
-        # The embedding has a row more than there are tokens, the mask's: one of V and V + 1 is never divisible.
+        # A small vocabulary is not padded, and the embedding has a row more than there are tokens, the mask's.
         is_whole = lambda axis, name: name == "vocab" and param.shape[axis] % _ways(mesh, dict(rules)[name])
         spec = mesh_spec(tuple(None if is_whole(axis, name) else name for axis, name in enumerate(logical)), rules)
         name = "/".join(str(entry.key) for entry in path)

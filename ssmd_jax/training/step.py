@@ -77,10 +77,14 @@ def token_losses(
     scored_BxD = jnp.minimum(true_BxD, num_tokens - 1)
     counted_BxD = loss.masked_tracks(num_revealed_B, all_lengths_B, length)
     weights = loss.loss_weights(num_revealed_B, all_lengths_B, length, loss_config)
-    (draft_total, draft_nll_BxD), (target_total, target_nll_BxD) = (
-        cross_entropy.weighted_nll(x_BxDxC, params["head"], scored_BxD, weights_BxD, counted_BxD, num_tokens)
-        for x_BxDxC, weights_BxD in zip((draft_BxDxC, target_BxDxC), weights, strict=True)
+    score = lambda x_BxDxC, weights_BxD: cross_entropy.weighted_nll(
+        x_BxDxC, params["head"], scored_BxD, weights_BxD, counted_BxD, num_tokens
     )
+    if not network.config.n_causal:  # the target is the draft
+        total, nll_BxD = score(draft_BxDxC, weights[0] + weights[1])
+        return TokenLosses(total, nll_BxD, nll_BxD, num_revealed_B, all_lengths_B)
+    draft_total, draft_nll_BxD = score(draft_BxDxC, weights[0])
+    target_total, target_nll_BxD = score(target_BxDxC, weights[1])
     return TokenLosses(draft_total + target_total, draft_nll_BxD, target_nll_BxD, num_revealed_B, all_lengths_B)
 
 

@@ -7,7 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
+
+try:
+    from jax.experimental.pallas.mosaic_gpu import InterpretGPUParams
+except ImportError:  # not public in jax 0.10
+    from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams
 
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.model.glu_hopper import FEWEST_ROWS, gated_linear_unit, gated_linear_unit_reference, is_hopper

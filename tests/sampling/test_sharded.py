@@ -1,5 +1,6 @@
 """A loop for each device: the same samples, and nothing communicated."""
 
+import contextlib
 import dataclasses
 import re
 
@@ -11,6 +12,7 @@ from ssmd_jax.diffusion.window import CosineWindow
 from ssmd_jax.sampling import ancestral, many, speculative
 from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.likelihood import log_likelihood
+from ssmd_jax.training import sharding
 from tests.sampling.test_speculative import LENGTH, PER_ROW, PER_TRACK, network
 from tests.tabular import tabular_model
 
@@ -53,6 +55,23 @@ def test_a_network_over_devices():
     model = network()
     draw = lambda mesh: speculative.sample(model, jax.random.key(4), CONFIG, batch_size=8, length=LENGTH, mesh=mesh)
     assert_equal(draw(None), draw(mesh_of(2, 4)))
+
+
+@pytest.mark.parametrize("inside", [False, True], ids=["outside", "inside the trainer's mesh"])
+def test_a_loaded_network_over_the_mesh_a_newcomer_makes(inside):
+    """Weights committed to one device; axes that `jax.make_mesh` makes explicit, or the trainer's rules around."""
+    model, key = jax.device_put(network(), jax.devices()[0]), jax.random.key(4)
+    draw = lambda **kwargs: speculative.sample(model, key, CONFIG, batch_size=8, length=LENGTH, **kwargs)
+    alone = draw()
+    around = contextlib.nullcontext()
+    mesh = jax.make_mesh((8,), ("x",))
+    if not inside:
+        key = jax.device_put(key, jax.devices()[0])
+    else:
+        mesh = mesh_of(2, 2, 2)
+        around = sharding.activate(mesh, sharding.RULES)
+    with around:
+        assert_equal(alone, draw(mesh=mesh))
 
 
 def test_queues_of_the_devices():

@@ -58,14 +58,14 @@ def _row(bench: Bench, name: str, batch: int, length: int) -> Row:
 def _with_bounds(bench: Bench, rows: list[Row]) -> list[Row]:
     """Adds what a pass would take if only one thing bound it.
 
-    `seconds_by_flops` is the formula over the rate of the preset's own pass.
+    `seconds_by_flops` is the formula over the rate of the preset's own pass; where that failed there are no bounds.
     """
-    timed = [row for row in rows if row.timing is not None]
-    if not timed:
+    settings = bench.settings
+    by_shape = {(row.figures["batch_size"], row.figures["length"]): row for row in rows if row.timing is not None}
+    reference, nothing = by_shape.get((settings.batch_size, settings.length)), by_shape.get(NOTHING)
+    if reference is None:
         return rows
-    reference, last = timed[0], timed[-1]
-    weights = sum(x.size for x in jax.tree.leaves(bench.model.params)) * bench.settings.model.compute_dtype.itemsize
-    is_nothing = (last.figures["batch_size"], last.figures["length"]) == NOTHING
+    weights = sum(x.size for x in jax.tree.leaves(bench.model.params)) * settings.model.compute_dtype.itemsize
 
     def one(row: Row) -> Row:
         if row.timing is None:
@@ -74,8 +74,8 @@ def _with_bounds(bench: Bench, rows: list[Row]) -> list[Row]:
         bounds["over_seconds_by_flops"] = row.timing.median / bounds["seconds_by_flops"]
         if bench.ceilings is not None:
             bounds["seconds_to_read_weights"] = weights / bench.ceilings.copy_bytes
-        if is_nothing:
-            bounds["seconds_of_next_to_nothing"] = last.timing.median
+        if nothing is not None:
+            bounds["seconds_of_next_to_nothing"] = nothing.timing.median
         return dataclasses.replace(row, figures=row.figures | bounds)
 
     return [one(row) for row in rows]

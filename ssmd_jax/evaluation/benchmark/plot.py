@@ -21,7 +21,7 @@ def plot_cost(results: dict[str, Any], path: str | os.PathLike) -> None:
         path: of the picture; its ending names the format.
 
     Raises:
-        ValueError: where the results have no row of the cost suite.
+        ValueError: where the results have no row of the cost suite, or not that of the preset's own shape.
         ImportError: as `check`.
     """
     rows = [row for row in results["rows"] if row["suite"] == cost.SUITE and row["error"] is None]
@@ -30,7 +30,11 @@ def plot_cost(results: dict[str, Any], path: str | os.PathLike) -> None:
     check()
     from matplotlib.figure import Figure
 
-    reference = rows[0]
+    settings = results["settings"]
+    own = [row for row in rows if (row["batch_size"], row["length"]) == (settings["batch_size"], settings["length"])]
+    if not own:
+        raise ValueError("plot: the pass that the others are compared with, of the preset's own shape, failed")
+    reference = own[0]
     rows = [row for row in rows if (row["batch_size"], row["length"]) != cost.NOTHING]
     figure = Figure(figsize=(10, 4), layout="constrained")
     by_length, by_batch = figure.subplots(1, 2)

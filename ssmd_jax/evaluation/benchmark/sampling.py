@@ -17,6 +17,7 @@ from ssmd_jax.evaluation.benchmark.settings import Settings
 from ssmd_jax.model.hybrid import HybridTransformer
 from ssmd_jax.sampling import ancestral, keys, speculative
 from ssmd_jax.sampling.canvas import SampleResult
+from ssmd_jax.sampling.interface import prepared
 from ssmd_jax.sampling.many import sample_many
 
 SUITE = "sampling"
@@ -100,6 +101,7 @@ def run(bench: Bench) -> list[Row]:
 def _parts(bench: Bench, prefix: str, model) -> list[Row]:
     """A pass taken apart. The naive model's trunk is the blocks, so it has no rows for these."""
     settings, config = bench.settings, bench.settings.model
+    model = prepared(model)
     batch, length, size = settings.batch_size, settings.length, settings.window_size
     *batch_rows, row_keys_B = random_rows(settings, batch)
     # What the compiler can count: no loop over the blocks, no fused kernel.

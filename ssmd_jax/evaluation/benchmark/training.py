@@ -11,7 +11,6 @@ from ssmd_jax.evaluation.benchmark.bench import Bench
 from ssmd_jax.evaluation.benchmark.rows import Row
 from ssmd_jax.model.hybrid import HybridTransformer
 from ssmd_jax.training.config import OptimizerConfig
-from ssmd_jax.training.cross_entropy import CHUNKED_FROM
 from ssmd_jax.training.flops import train_flops_per_token
 from ssmd_jax.training.optimizer import make_optimizer, make_schedule
 from ssmd_jax.training.state import TrainState, count_params
@@ -56,12 +55,10 @@ def _step(bench: Bench) -> Row:
         "num_params": count_params(state.params),
         "loss": float(call()["loss"]),
     }
-    # Masked tracks, of which a row has (D + 1) / 2 in the mean, are all that the chunked head is applied to.
-    head_tracks = (settings.length + 1) / (2 * settings.length) if config.num_tokens >= CHUNKED_FROM else 1.0
-    flops = tokens * train_flops_per_token(config, settings.length, head_tracks=head_tracks)
+    flops = tokens * train_flops_per_token(config, settings.length)
     if bench.ceilings is not None:
         # What a step that applies both heads to all tracks would have to reach for the same tokens a second.
-        of_all_tracks = tokens * train_flops_per_token(config, settings.length) / timed.median
+        of_all_tracks = tokens * train_flops_per_token(config, settings.length, head_tracks=1.0) / timed.median
         figures["ceiling_share_counting_all_tracks"] = of_all_tracks / bench.ceilings.matmul_flops
     return Row(SUITE, "step", timed, compiled._replace(compiled=None), flops, figures=figures)
 

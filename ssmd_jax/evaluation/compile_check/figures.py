@@ -15,7 +15,6 @@ from ssmd_jax.evaluation.compile_check.traffic import loop_factor
 from ssmd_jax.evaluation.settings import make_config
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.training.config import ExperimentConfig
-from ssmd_jax.training.cross_entropy import CHUNKED_FROM
 from ssmd_jax.training.flops import train_flops_per_token
 
 
@@ -188,16 +187,13 @@ def _refusal(text: str) -> str:
 
 def train_flops(config: ExperimentConfig, model: HybridConfig) -> float:
     """Of a train step, over all devices."""
-    # A row has (D + 1) / 2 masked tracks in the mean; the chunked head is applied to them alone.
-    head_tracks = (config.length + 1) / (2 * config.length) if model.num_tokens >= CHUNKED_FROM else 1.0
-    per_token = train_flops_per_token(model, config.length, config.loss.freeze_trunk, head_tracks)
+    per_token = train_flops_per_token(model, config.length, config.loss.freeze_trunk)
     return config.training.batch_size * config.length * per_token
 
 
 def validation_flops(config: ExperimentConfig, model: HybridConfig) -> float:
     """Of a validation step, over all devices: the forward third of training."""
-    head_tracks = (config.length + 1) / (2 * config.length) if model.num_tokens >= CHUNKED_FROM else 1.0
-    per_token = train_flops_per_token(model, config.length, head_tracks=head_tracks) / 3
+    per_token = train_flops_per_token(model, config.length) / 3
     return config.training.validation_batch_size * config.length * per_token
 
 
