@@ -1,5 +1,6 @@
 """Resuming, refusing, stopping: the training loop as a user meets it."""
 
+import errno
 import json
 import os
 import pathlib
@@ -337,6 +338,17 @@ def test_tokens_per_second_leave_the_first_step_out(tmp_path, monkeypatch):
     rates = [line["tokens_per_second"] for line in lines if line["kind"] == "train"]
     assert rates == [8 * tiny.LENGTH, 8 * tiny.LENGTH]
     assert summary["tokens_per_second"] == rates[-1]
+
+
+def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
+    def full(self, step, *_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(loop.MetricWriter, "write", full)
+    with pytest.raises(
+        OSError, match=r"cannot be written \(No space left on device\); there is no checkpoint yet: free"
+    ):
+        loop.train(tiny.config_dict(training__num_steps=1), tmp_path, tiny.data())
 
 
 def with_bad_batch(monkeypatch, position):
