@@ -1,6 +1,7 @@
 """The training loop: the same for one device and for many."""
 
 import contextlib
+import dataclasses
 import os
 import pathlib
 import time
@@ -232,8 +233,10 @@ class _Run:
         batches = _Batches(self.train_batches, start + progress.data_offset)
         stack.callback(batches.close)
         advice = lambda: _restart_advice(checkpoints)
-        meter = Meter(self.config, self.mesh, self.flops_per_token, writer, progress, start, advice)
-        validation, began = None, time.monotonic()
+        settled = dataclasses.replace(progress, is_owed=False)
+        meter = Meter(self.config, self.mesh, self.flops_per_token, writer, settled, start, advice)
+        began = time.monotonic()
+        validation = self._written_of(state, start, writer) if progress.is_owed else None
         step, stopped_by, pending = start, None, None
         while step < training.last_step:
             with meter.waiting("data"):
@@ -248,10 +251,9 @@ class _Run:
             pending = (step, metrics)
             stopped_by = interrupts.agreed(is_meeting=step % training.log_every == 0)
             at_end = step == training.last_step or stopped_by is not None
-            due = lambda every, step=step: bool(every) and step % every == 0
-            is_validated = stopped_by is None and (due(training.eval_every) or at_end)
-            is_saved = due(training.checkpoint_every) or at_end
-            if is_validated or is_saved or due(training.sample_every):
+            is_written = at_end or _due(step, training.eval_every) or _due(step, training.sample_every)
+            is_saved = at_end or _due(step, training.checkpoint_every)
+            if is_written or is_saved:
                 meter.read(pending)  # a state that is not finite is neither validated nor saved
                 pending = None
             if meter.spike is not None:
@@ -259,16 +261,18 @@ class _Run:
                 pending = None
                 continue
             # What is written of a step is written before its checkpoint: a run killed in between loses none of it.
+            scores = None
             if stopped_by is not None:
                 meter.flush()
-            with meter.paused():
-                scores = self._validated(state, step, writer) if is_validated else None
-                validation = scores or validation
-                if due(training.sample_every) and stopped_by is None:
-                    writer.write_samples(step, self._samples(state, step))
+            elif is_written:
+                with meter.paused():
+                    scores = self._written_of(state, step, writer)
+            validation = scores or validation
             if is_saved:
+                # What there was no time for comes first when the run is resumed.
+                progress = dataclasses.replace(meter.progress, is_owed=stopped_by is not None)
                 with meter.waiting("checkpoint"):
-                    checkpoints.save(state, meter.progress.as_dict(), scores and scores.as_dict())
+                    checkpoints.save(state, progress.as_dict(), scores and scores.as_dict())
             if stopped_by is not None:
                 break
         if stopped_by is not None:
@@ -332,10 +336,16 @@ class _Run:
         writer.write(from_step, "rollback", values, note)
         return state, step
 
-    def _samples(self, state: TrainState, step: int) -> list[str]:
-        network = self.programs.network.config
-        tokens_BxD = samples.draw(state.eval_params, network, self.config, self.mesh, self.root_key, step)
-        return samples.texts(tokens_BxD, self.data.tokenizer)
+    def _written_of(self, state: TrainState, step: int, writer: MetricWriter) -> Validation | None:
+        """Writes the samples and the validation that are due at a step; the validation, or None."""
+        training = self.config.training
+        if _due(step, training.sample_every):
+            network = self.programs.network.config
+            tokens_BxD = samples.draw(state.eval_params, network, self.config, self.mesh, self.root_key, step)
+            writer.write_samples(step, samples.texts(tokens_BxD, self.data.tokenizer))
+        if _due(step, training.eval_every) or step == training.last_step:
+            return self._validated(state, step, writer)
+        return None
 
     def _validated(self, state: TrainState, step: int, writer: MetricWriter) -> Validation:
         result = self.validate(state)
@@ -365,6 +375,10 @@ class _Batches:
     def close(self) -> None:
         """Stops reading ahead."""
         _close(self._batches)
+
+
+def _due(step: int, every: int) -> bool:
+    return bool(every) and step % every == 0
 
 
 def _close(batches: Iterator[np.ndarray]) -> None:

@@ -23,6 +23,7 @@ class Progress:
         skipped: steps whose update was dropped.
         skipped_in_a_row: of these, the last ones without a good step between them.
         good_step: step of the last line of metrics whose loss was no spike; 0 where there is none.
+        is_owed: whether a signal came before the validation and samples that were due at the last step.
         recent: losses of up to `SPIKE_LINES` lines before, nats per token.
     """
 
@@ -31,6 +32,7 @@ class Progress:
     skipped: int = 0
     skipped_in_a_row: int = 0
     good_step: int = 0
+    is_owed: bool = False
     recent: tuple[float, ...] = ()
 
     def after_step(self, is_skipped: bool) -> "Progress":

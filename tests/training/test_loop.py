@@ -288,7 +288,7 @@ def test_a_signal_in_the_middle_writes_the_line_of_the_last_steps(tmp_path, monk
 
     plain = loop._Run.train_batches
     monkeypatch.setattr(loop._Run, "train_batches", next_batch)
-    config = tiny.config_dict(training__log_every=100)
+    config = tiny.config_dict(training__log_every=100, training__eval_every=3)
     summary = loop.train(config, tmp_path, tiny.data())
     assert (summary["step"], summary["stopped_by"], summary["finished"]) == (3, "SIGTERM", False)
     (line,) = metrics(tmp_path)
@@ -297,6 +297,8 @@ def test_a_signal_in_the_middle_writes_the_line_of_the_last_steps(tmp_path, monk
     again = loop.train(config, tmp_path, tiny.data())
     assert (again["resumed_from"], again["finished"]) == (3, True)
     assert summary.keys() == again.keys()
+    # The validation that was due when the signal came.
+    assert [line["step"] for line in metrics(tmp_path, "valid")] == [3, 6, 8]
     assert [line["step"] for line in metrics(tmp_path)] == [3, 8]
 
 
