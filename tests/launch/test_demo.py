@@ -15,6 +15,7 @@ def small(monkeypatch):
     monkeypatch.setattr(demo, "SETTINGS", "plain:0.3,speculative:0.3:2")
 
 
+@pytest.mark.slow
 def test_demo_goes_on_from_a_finished_run(small, tmp_path, capsys):
     shutil.copytree(programs.workdir(), tmp_path / "run")
     result = demo.demo(programs.config(), tmp_path / "run")

@@ -55,6 +55,7 @@ def interrupted(line, metrics, number):
     return process.returncode, out, err
 
 
+@pytest.mark.slow
 def test_sigterm_and_ctrl_c_save_and_the_same_command_resumes(tmp_path, text, monkeypatch):
     monkeypatch.setitem(ENVIRONMENT, "HOME", str(tmp_path))
     line = command(tmp_path, text, "--config.training.num_steps=100000", "--workdir=~/run")
