@@ -8,6 +8,9 @@ import jax
 class SpeculativeModel(Protocol):
     """A network bound to its parameters. It is a pytree: its arrays are leaves, the rest is static.
 
+    Two classes whose static fields are equal need a static field that tells them apart: JAX compares tree structures
+    without their classes.
+
     A sequence is permuted once: `tokens[b, k]` is the token at position `positions[b, k]`, and the revealed tokens are
     the prefix `[0, num_revealed)`. Tracks `[0, lengths[b])` are the sequence, the rest is padding: never attended,
     drafted or counted; there `tokens` hold the mask id.

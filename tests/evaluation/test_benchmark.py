@@ -107,6 +107,12 @@ def test_naive_model_gives_the_same_samples(config, lengths):
     assert fast.rejected.sum() > 0 and fast.accepted.sum() > 0
 
 
+def test_programs_of_the_naive_model_are_its_own():
+    """Equal tree structures would let JAX run one model's program for the other."""
+    fast, naive = (jax.tree.structure(model) for model in models())
+    assert fast != naive
+
+
 @pytest.mark.parametrize("n_causal", [0, 1, 2])
 def test_formulas_against_the_compiler(n_causal):
     """Of shapes so wide that what the formulas leave out, norms and softmax, is little."""

@@ -21,7 +21,13 @@ class NaiveModel(HybridModel):
 
     Logits of all `D` tracks are computed and then sliced; a verify round runs the causal part over all tracks, keys
     and values of the revealed prefix included. The context is `h_BxDxC`.
+
+    Attributes:
+        form: static, tells its programs from the fast model's: JAX compares tree structures by their static fields and
+            not by their classes, and may take a program that it traced for the one for the other's.
     """
+
+    form: str = flax.struct.field(pytree_node=False, default="naive")
 
     def trunk(self, tokens_BxD, positions_BxD, num_revealed_B, lengths_B) -> jax.Array:
         """Hidden vectors from the revealed prefix and masks, and nothing of the causal part."""
