@@ -53,8 +53,18 @@ def compile_ahead(
 
 
 def count_flops(function: Callable, *args) -> float | None:
-    """As `Program.compiler_flops`, without compiling: pass a function without loops and fused kernels."""
-    return _count(jax.jit(function).lower(*args))
+    """As `Program.compiler_flops`, without compiling: pass a function without loops and fused kernels.
+
+    Counted as a program for the CPU, since jax counts nothing for GPUs before they have compiled, and what they have
+    compiled hides its products in library calls.
+    """
+    try:
+        cpu = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # JAX_PLATFORMS leaves it out
+        return None
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), args)
+    with jax.default_device(cpu):
+        return _count(jax.jit(function).lower(*shapes))
 
 
 def _count(lowered) -> float | None:
