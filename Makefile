@@ -39,7 +39,7 @@ $(VENV)/.installed-tpu: $(VENV)/.installed
 
 compile-check: $(VENV)/.installed-tpu
 	$(BIN)/python -m launch.compile_check --config=configs/openwebtext.py --num_tokens=50257 \
-		--topology=v5e:4x4 --config.model.remat=True
+		--topology=v5e:4x4 --config.model.remat=True --programs=train
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -22,6 +22,7 @@ TINY = [
 ]
 
 
+@pytest.mark.slow
 def test_local():
     status, out, err = programs.run("compile_check", [[*TINY, "--topology=local", "--sample_batch=4"]])[0]
     assert status == 0 and len(out.splitlines()) == 1, err
