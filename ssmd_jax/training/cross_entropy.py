@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ssmd_jax.diffusion.loss import token_nll
 from ssmd_jax.model.config import PADDED_FROM
 from ssmd_jax.model.partitioning import constrain
+from ssmd_jax.training.sharding import axes_of
 
 # Vocabularies from this size on are taken in chunks; from the same size on the head's columns are padded.
 CHUNKED_FROM = PADDED_FROM
@@ -77,7 +78,7 @@ def chunked_nll(
     Raises:
         ValueError: where the devices that share the batch do not divide its rows.
     """
-    axes = _batch_axes()
+    axes = _axes_in_use("batch")
     ways = math.prod(jax.sharding.get_abstract_mesh().shape[axis] for axis in axes)
     if x_BxDxC.shape[0] % ways:
         raise ValueError(
@@ -95,12 +96,10 @@ def chunk_size(tracks: int) -> int:
     return min(-(-math.ceil(half / chunks) // 128) * 128, tracks)
 
 
-def _batch_axes() -> tuple[str, ...]:
-    """Mesh axes over which the batch is sharded; none outside the trainer."""
+def _axes_in_use(logical_axis: str) -> tuple[str, ...]:
+    """Mesh axes over which a logical axis is sharded; none outside the trainer."""
     mesh, rules = jax.sharding.get_abstract_mesh(), dict(nn.get_logical_axis_rules())
-    entry = rules.get("batch") or ()
-    axes = (entry,) if isinstance(entry, str) else entry
-    return tuple(axis for axis in axes if not mesh.empty and mesh.shape[axis] > 1)
+    return tuple(axis for axis in axes_of(rules.get(logical_axis)) if not mesh.empty and mesh.shape[axis] > 1)
 
 
 def _over_rows(axes: tuple[str, ...], gradient: bool, **settings):
@@ -110,8 +109,7 @@ def _over_rows(axes: tuple[str, ...], gradient: bool, **settings):
         return run
     # The kernel is whole in the loop, since every chunk needs all of it; its gradient is as the parameter lies, in
     # parts over the axes of its rows.
-    entry = dict(nn.get_logical_axis_rules()).get("embed")
-    parted = tuple(axis for axis in ((entry,) if isinstance(entry, str) else entry or ()) if axis in axes)
+    parted = tuple(axis for axis in _axes_in_use("embed") if axis in axes)
     whole = tuple(axis for axis in axes if axis not in parted)
 
     def local(*args):

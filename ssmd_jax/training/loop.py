@@ -88,10 +88,9 @@ def train(
     pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
         workdir.write(directory, config, data.tokenizer, identity)
-    rules = sharding.rules_for(mesh, config.network_config(data.tokenizer.num_tokens).padded_tokens)
     # Outermost: a signal can end neither the last validation nor the last save.
     with Interrupts() as interrupts:
-        with sharding.activate(mesh, rules), contextlib.ExitStack() as stack:
+        with sharding.activate(mesh, run.programs.rules), contextlib.ExitStack() as stack:
             checkpoints = stack.enter_context(
                 Checkpoints(
                     directory,

@@ -32,7 +32,7 @@ def draw(
     Returns:
         int tokens `[B, D]` in sequence order.
     """
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = sharding.batch_ways(mesh)
     model = HybridModel(params, network_config)
     key = jax.random.fold_in(keys.stream(key, "sample"), np.uint32(step))
     rows = -(-NUM_SAMPLES // ways) * ways

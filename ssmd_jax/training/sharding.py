@@ -129,6 +129,11 @@ def activate(mesh: jax.sharding.Mesh, rules=RULES):
         yield
 
 
+def axes_of(entry: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The mesh axes of an entry of the table."""
+    return (entry,) if isinstance(entry, str) else entry or ()
+
+
 def mesh_spec(logical_axes: tuple[str | None, ...], rules=RULES) -> jax.P:
     """The partition spec of an array with these logical axes.
 
@@ -142,7 +147,7 @@ def mesh_spec(logical_axes: tuple[str | None, ...], rules=RULES) -> jax.P:
         if name is not None and name not in table:
             raise ValueError(f"logical axis {name!r} is not in the sharding table; add it to RULES")
         entry = None if name is None else table[name]
-        for axis in (entry,) if isinstance(entry, str) else entry or ():
+        for axis in axes_of(entry):
             if axis in used:
                 raise ValueError(
                     f"sharding table: logical axes {used[axis]!r} and {name!r} of one array {logical_axes} "
@@ -154,7 +159,7 @@ def mesh_spec(logical_axes: tuple[str | None, ...], rules=RULES) -> jax.P:
 
 
 def _ways(mesh: jax.sharding.Mesh, entry) -> int:
-    return math.prod(mesh.shape[axis] for axis in ((entry,) if isinstance(entry, str) else entry or ()))
+    return math.prod(mesh.shape[axis] for axis in axes_of(entry))
 
 
 def param_shardings(boxed_params, mesh: jax.sharding.Mesh, rules=RULES):
@@ -205,9 +210,14 @@ def batch_sharding(mesh: jax.sharding.Mesh) -> jax.NamedSharding:
     return jax.NamedSharding(mesh, mesh_spec(("batch", None)))
 
 
+def batch_ways(mesh: jax.sharding.Mesh) -> int:
+    """Devices, or groups of them, that share the rows of a batch."""
+    return _ways(mesh, dict(RULES)["batch"])
+
+
 def check_batch(mesh: jax.sharding.Mesh, batch_size: int, name: str, accumulation: int = 1) -> None:
     """Raises `ValueError` unless each device gets the same number of rows in each micro-batch."""
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = batch_ways(mesh)
     if batch_size % (ways * accumulation):
         micro = f" times training.accumulation {accumulation}" if accumulation > 1 else ""
         raise ValueError(
@@ -247,7 +257,7 @@ def data_share(mesh: jax.sharding.Mesh, process: int | None = None) -> tuple[int
         ValueError: where processes share some of their rows, but not all.
     """
     process = jax.process_index() if process is None else process
-    ways = mesh.shape["data"] * mesh.shape["fsdp"]
+    ways = batch_ways(mesh)
     parts = {}
     for device, (rows, *_) in batch_sharding(mesh).devices_indices_map((ways, 1)).items():
         parts.setdefault(device.process_index, set()).add(rows.start or 0)

@@ -89,7 +89,7 @@ def check(
     if largest_batch:
         if capacity is None:
             raise ValueError(f"largest_batch needs the memory of {devices[0].device_kind}, which is not known")
-        unit = mesh.shape["data"] * mesh.shape["fsdp"] * config.training.accumulation
+        unit = sharding.batch_ways(mesh) * config.training.accumulation
         found = largest(lambda size: bool(train(size).fits(capacity)), max(1, batch_size // unit), unit)
         if found is None:
             raise ValueError(f"not even a batch of {unit} fits {topology_name}: {report.ADVICE}")

@@ -12,7 +12,6 @@ from ssmd_jax.evaluation.benchmark import flops as sampling_flops
 from ssmd_jax.evaluation.compile_check.chips import GIBI, Chip
 from ssmd_jax.evaluation.compile_check.collectives import Collective, collectives
 from ssmd_jax.evaluation.compile_check.traffic import loop_factor
-from ssmd_jax.evaluation.settings import make_config
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.flops import train_flops_per_token
@@ -199,7 +198,7 @@ def validation_flops(config: ExperimentConfig, model: HybridConfig) -> float:
 
 def sampler_flops(config: ExperimentConfig, model: HybridConfig, batch_size: int) -> float:
     """Of a batch of samples, over all devices, at least: every window is settled by one verify round."""
-    table, start, total = checked_table(make_config(config.sampling).window, config.length), 0, 0.0
+    table, start, total = checked_table(config.sampling.speculative().window, config.length), 0, 0.0
     while start < config.length:
         size = int(table[start])
         total += sampling_flops.trunk(model, batch_size, config.length) + sampling_flops.head(model, batch_size * size)

@@ -5,7 +5,6 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from ssmd_jax.evaluation.settings import make_config
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.glu_hopper import is_hopper
 from ssmd_jax.model.hybrid import HybridTransformer
@@ -82,7 +81,7 @@ def lower_sampler(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
         abstract_params(HybridTransformer(network_config)),
     )
-    settings = make_config(config.sampling)
+    settings = config.sampling.speculative()
 
     def draw(model, key):
         return speculative.sample(model, key, settings, batch_size=batch_size, length=config.length, mesh=mesh)
