@@ -12,6 +12,7 @@ import ml_collections
 
 from ssmd_jax.data.tokenizers import Tokenizer, load_tokenizer
 from ssmd_jax.model.bound import HybridModel
+from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.model.glu_hopper import is_hopper
 from ssmd_jax.model.hybrid import HybridTransformer
 from ssmd_jax.training import checkpoint, state, workdir
@@ -40,15 +41,23 @@ def load(path: os.PathLike | str | None = None) -> tuple[HybridModel, Tokenizer,
     if path is None:
         raise ValueError("no released checkpoint is packaged yet: pass the workdir of a training run")
     params, tokenizer, config = load_params(path)
-    network_config = config.network_config(tokenizer.num_tokens)
-    if network_config.attention == "cudnn" and jax.default_backend() != "gpu":
-        _warn("no NVIDIA GPU here: attention by XLA in place of cuDNN")
-        network_config = dataclasses.replace(network_config, attention="xla")
-    if network_config.mlp == "hopper" and not is_hopper(jax.local_devices()[0]):
-        _warn("no NVIDIA Hopper GPU here: MLP by XLA in place of the fused kernel")
-        network_config = dataclasses.replace(network_config, mlp="xla")
+    network_config, notes = for_device(config.network_config(tokenizer.num_tokens), jax.local_devices()[0])
+    for note in notes:
+        _warn(note)
     model = HybridModel(params, network_config)
     return model, tokenizer, ml_collections.ConfigDict(config.to_dict()).lock()
+
+
+def for_device(config: HybridConfig, device: jax.Device) -> tuple[HybridConfig, list[str]]:
+    """The network with XLA in place of kernels that a device does not have, and a sentence on each of them."""
+    notes = []
+    if config.attention == "cudnn" and device.platform != "gpu":
+        notes.append("no NVIDIA GPU here: attention by XLA in place of cuDNN")
+        config = dataclasses.replace(config, attention="xla")
+    if config.mlp == "hopper" and not is_hopper(device):
+        notes.append("no NVIDIA Hopper GPU here: MLP by XLA in place of the fused kernel")
+        config = dataclasses.replace(config, mlp="xla")
+    return config, notes
 
 
 def load_params(

@@ -1,5 +1,6 @@
 """Compiles a run's programs for a topology, and says whether they fit: what `launch/compile_check.py` does."""
 
+import dataclasses
 import functools
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from ssmd_jax.evaluation.compile_check.chips import Chip, chip_of
 from ssmd_jax.evaluation.compile_check.figures import Figures, bytes_per_device
 from ssmd_jax.training import sharding
 from ssmd_jax.training.config import ExperimentConfig
+from ssmd_jax.training.loading import for_device
 from ssmd_jax.training.state import count_params
 
 # Sequences that the sampler draws at a time on each device, where nobody says.
@@ -63,7 +65,8 @@ def check(
         raise ValueError(f"programs must be among {', '.join(lowering.PROGRAMS)}, got {', '.join(unknown) or 'none'}")
     num_tokens = tokens_of(config.data) if num_tokens is None else num_tokens
     devices = topology.devices_of(topology_name)
-    config, notes = lowering.for_device(config, devices[0])
+    model, notes = for_device(config.model, devices[0])
+    config = dataclasses.replace(config, model=model)
     mesh = sharding.make_mesh(config.mesh, devices)
     if topology_name != topology.LOCAL and mesh.size != len(devices):
         raise ValueError(

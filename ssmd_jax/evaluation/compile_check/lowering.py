@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 
 from ssmd_jax.model.bound import HybridModel
-from ssmd_jax.model.glu_hopper import is_hopper
 from ssmd_jax.model.hybrid import HybridTransformer
 from ssmd_jax.sampling import speculative
 from ssmd_jax.training import sharding
@@ -15,18 +14,6 @@ from ssmd_jax.training.programs import Programs, make_programs
 from ssmd_jax.training.state import abstract_params
 
 TRAIN, VALIDATION, SAMPLER = PROGRAMS = ("train", "validation", "sampler")
-
-
-def for_device(config: ExperimentConfig, device: jax.Device) -> tuple[ExperimentConfig, list[str]]:
-    """The experiment with XLA in place of kernels that the device does not have; says what was replaced."""
-    model, notes = config.model, []
-    if model.attention != "xla" and device.platform != "gpu":
-        notes.append(f"attention by XLA in place of {model.attention}")
-        model = dataclasses.replace(model, attention="xla")
-    if model.mlp != "xla" and not is_hopper(device):
-        notes.append(f"MLP by XLA in place of {model.mlp}")
-        model = dataclasses.replace(model, mlp="xla")
-    return dataclasses.replace(config, model=model), notes
 
 
 def with_batch(config: ExperimentConfig, batch_size: int) -> ExperimentConfig:
