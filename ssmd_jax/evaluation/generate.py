@@ -2,21 +2,56 @@
 
 import os
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from rich.console import Console
 
 import ssmd_jax
+from ssmd_jax.data.tokenizers import Tokenizer
 from ssmd_jax.evaluation import bench, trace
 from ssmd_jax.evaluation.prompts import GAP, encode_prompt
 from ssmd_jax.evaluation.settings import Setting, make_config
 from ssmd_jax.evaluation.statistics import to_json
+from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.training.config import ExperimentConfig
 
 
-def generate(
+class Generated(NamedTuple):
+    """Samples of a trained run, and what made them.
+
+    Attributes:
+        model: the model.
+        tokenizer: of the model.
+        setting: sampler and configuration.
+        drawn: the samples, and how long a batch took.
+    """
+
+    model: HybridModel
+    tokenizer: Tokenizer
+    setting: Setting
+    drawn: bench.Drawn
+
+    def texts(self) -> list[str]:
+        """The samples, decoded."""
+        return [self.tokenizer.decode(row) for row in self.drawn.result.tokens]
+
+    def figures(self) -> dict[str, float]:
+        """The means a sample: "nfe", "passes", "rounds", "accepted", "rejected", "unverified"."""
+        result = self.drawn.result
+        counts = {
+            "nfe": result.nfe,
+            "passes": result.trunk_passes,
+            "rounds": result.verify_rounds,
+            "accepted": result.accepted,
+            "rejected": result.rejected,
+            "unverified": result.unverified,
+        }
+        return {name: float(np.mean(values)) for name, values in counts.items()}
+
+
+def draw(
     workdir: os.PathLike | str,
     *,
     sampler: str = "speculative",
@@ -27,10 +62,9 @@ def generate(
     prompt: str | None = None,
     infill: str | None = None,
     gap: str = GAP,
-    trace_first: bool = False,
     **flags,
-) -> dict[str, Any]:
-    """Draws samples and prints them: texts to standard output, figures and trace to standard error.
+) -> Generated:
+    """Draws samples from the model of a workdir.
 
     Args:
         workdir: of a training run.
@@ -40,13 +74,8 @@ def generate(
         length: tokens a sample; None for the length of training.
         seed: of all random numbers.
         prompt, infill, gap: as in `prompts.encode_prompt`.
-        trace_first: show how the first sample came about.
         **flags: fields of `SpeculativeConfig`, and `delta_tau`, that go before the config's `sampling` section; None
             leaves the section's.
-
-    Returns:
-        JSON values: "samples" (texts), "sampler", and the means a sample "nfe", "passes", "rounds", "accepted",
-        "rejected", "unverified", and "seconds_per_batch".
 
     Raises:
         ValueError: for bad input, in one sentence.
@@ -66,23 +95,30 @@ def generate(
         prompt=tokens,
         prompt_mask=given,
     )
-    result = drawn.result
-    verify_cost = model.verify_cost if sampler == "speculative" else 0.0
+    return Generated(model, tokenizer, setting, drawn)
+
+
+def generate(workdir: os.PathLike | str, *, trace_first: bool = False, **options) -> dict[str, Any]:
+    """Draws samples and prints them: texts to standard output, figures and trace to standard error.
+
+    Args:
+        workdir: of a training run.
+        trace_first: show how the first sample came about.
+        **options: as in `draw`.
+
+    Returns:
+        JSON values: "samples" (texts), "sampler", those of `Generated.figures`, and "seconds_per_batch".
+
+    Raises:
+        ValueError: for bad input, in one sentence.
+    """
+    generated = draw(workdir, **options)
+    model, sampler, drawn = generated.model, generated.setting.sampler, generated.drawn
     if trace_first:
-        trace.show(Console(stderr=True), result, tokenizer, model.trunk_cost, verify_cost)
-    texts = [tokenizer.decode(row) for row in result.tokens]
+        trace.show(Console(stderr=True), drawn.result, generated.tokenizer, model.trunk_cost, model.verify_cost)
+    texts, figures = generated.texts(), generated.figures()
     for text in texts:
         print(text, end="\n\n")
-    mean = lambda values: float(np.mean(values))
-    figures = {
-        "nfe": mean(result.nfe),
-        "passes": mean(result.trunk_passes),
-        "rounds": mean(result.verify_rounds),
-        "accepted": mean(result.accepted),
-        "rejected": mean(result.rejected),
-        "unverified": mean(result.unverified),
-    }
     line = ", ".join(f"{value:.1f} {name}" for name, value in figures.items())
     print(f"{sampler}, a sample: {line}; {drawn.seconds_per_batch:.2f} s a batch", file=sys.stderr, flush=True)
-    figures["seconds_per_batch"] = drawn.seconds_per_batch
-    return to_json({"samples": texts, "sampler": sampler, **figures})
+    return to_json({"samples": texts, "sampler": sampler, **figures, "seconds_per_batch": drawn.seconds_per_batch})
