@@ -20,6 +20,7 @@ CORE = [
     "numpy>=2.0",
     "rich>=13",
     "tensorboardX>=2.6",
+    "safetensors>=0.5",
 ]
 # Corpora and tokenizers that not everybody has: parquet files, Hugging Face tokenizer.json.
 FORMATS = ["pyarrow>=15", "tokenizers>=0.20"]

@@ -83,6 +83,32 @@ class FullWindow:
         return (length - np.arange(length)).astype(np.int32)
 
 
+@dataclasses.dataclass(frozen=True)
+class TableWindow:
+    """Sizes written out for one length, such as `diffusion.schedule` finds them; other lengths scale them.
+
+    For `length` other than `D = len(sizes)`: the window that stands at the same fraction, taken to `length`,
+    `W(i) = ceil((j + sizes[j]) length / D) - i` with `j = floor(i D / length)`.
+    """
+
+    sizes: tuple[int, ...]
+
+    def __post_init__(self):
+        object.__setattr__(self, "sizes", tuple(int(size) for size in self.sizes))
+        if not self.sizes:
+            raise ValueError("TableWindow: sizes must not be empty")
+        checked_table(self, len(self.sizes))
+
+    def table(self, length: int) -> np.ndarray:
+        own = len(self.sizes)
+        if length == own:
+            return np.asarray(self.sizes, np.int32)
+        revealed = np.arange(length)
+        source = revealed * own // length
+        end = -(-(source + np.asarray(self.sizes)[source]) * length // own)
+        return np.clip(end - revealed, 1, length - revealed).astype(np.int32)
+
+
 def window_by_name(name: str, delta_tau: float) -> Window:
     """A window as configs and flags write it.
 

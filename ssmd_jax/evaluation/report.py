@@ -14,11 +14,12 @@ from ssmd_jax.data import pipeline
 from ssmd_jax.data.pipeline import Data, Records
 from ssmd_jax.data.tokenizers import Tokenizer
 from ssmd_jax.evaluation import bench, likelihood, tables, text
-from ssmd_jax.evaluation.settings import Setting, make_config, parse_settings
+from ssmd_jax.evaluation.settings import Setting, make_config, needs_profile, parse_settings
 from ssmd_jax.evaluation.statistics import to_json
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.hybrid import HybridTransformer
 from ssmd_jax.sampling.config import SpeculativeConfig
+from ssmd_jax.sampling.recommend import PROFILE_FILE, Profile
 from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.validation import Validation, make_eval_step, validate
 
@@ -184,7 +185,10 @@ def evaluate_workdir(
     words = None if word_list is None else text.read_word_list(word_list)
     model, tokenizer, config = ssmd_jax.load(os.path.expanduser(workdir))
     experiment = ExperimentConfig.from_config_dict(config)
-    settings = parse_settings(settings_text, experiment.sampling)
+    profile = None
+    if needs_profile(settings_text):
+        profile = Profile.load(pathlib.Path(os.path.expanduser(workdir)) / PROFILE_FILE)
+    settings = parse_settings(settings_text, experiment.sampling, profile)
     check_sizes(**{name: value for name, value in options.items() if name not in ("seed", "split")})
     results = evaluate(
         model,

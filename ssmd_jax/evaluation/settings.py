@@ -5,9 +5,11 @@ import re
 
 from ssmd_jax.diffusion.window import window_by_name
 from ssmd_jax.sampling.config import ORDERS, SpeculativeConfig
+from ssmd_jax.sampling.recommend import Profile, recommend
 from ssmd_jax.training.config import SamplingConfig
 
 SAMPLERS = ("plain", "speculative")
+BEST = re.compile(r"best([0-9.]+)")
 # Those of METHOD.md section 8: the step of the cosine window, and for the speculative sampler the verify rounds.
 DEFAULT_SETTINGS = (
     "plain:0.002,plain:0.01,plain:0.02,plain:0.03,plain:0.04,plain:0.06,plain:0.083,plain:0.12,"
@@ -58,41 +60,66 @@ def make_config(sampling: SamplingConfig, *, window: str | None = None, delta_ta
     return dataclasses.replace(sampling.speculative(), **given)
 
 
-def parse_settings(text: str, sampling: SamplingConfig) -> list[Setting]:
-    """Reads a list such as `plain:0.04,speculative:0.04:8,speculative:full:16`.
+def needs_profile(text: str) -> bool:
+    """Whether a list of settings has one whose windows come from the network's profile."""
+    return any(BEST.fullmatch(word) for entry in text.split(",") for word in entry.strip().split(":"))
+
+
+def parse_settings(text: str, sampling: SamplingConfig, profile: Profile | None = None) -> list[Setting]:
+    """Reads a list such as `plain:0.04,speculative:0.04:8,speculative:best12`.
 
     Each entry is `plain:WINDOW` or `speculative:WINDOW:ROUNDS`; WINDOW is the step `delta_tau` of a cosine window,
-    below 1, or else as `diffusion.window.window_by_name`: a whole number of tracks, "full", or FIRST..LAST. Behind them
-    may stand "tie_first" and the name of an order. What an entry does not say comes from the config's section.
+    below 1, or else as `diffusion.window.window_by_name`: a whole number of tracks, "full", or FIRST..LAST. "bestNFE",
+    as in `best12`, takes the best windows for a mean of so many function evaluations, and then the rounds may be left
+    out. Behind them may stand "tie_first" and the name of an order. What an entry does not say comes from the config's
+    section.
+
+    Args:
+        text: the list.
+        sampling: the config's section.
+        profile: of the network, for "best".
 
     Raises:
         ValueError: naming the entry that cannot be read, or is out of range.
     """
-    settings = []
-    for entry in (part.strip() for part in text.split(",")):
-        sampler, *rest = entry.split(":")
-        options = [word for word in rest if word == "tie_first" or word in ORDERS]
-        fields = dict(("tie_first", True) if word == "tie_first" else ("order", word) for word in options)
-        rest = [word for word in rest if word not in options]
-        expected = {"plain": 1, "speculative": 2}.get(sampler)
-        if expected != len(rest):
-            raise ValueError(f'setting {entry!r} must be "plain:WINDOW" or "speculative:WINDOW:ROUNDS"')
-        is_cosine = rest[0] != "full" and ".." not in rest[0] and not re.fullmatch(r"[+-]?\d+", rest[0])
-        try:
-            fields["verify_rounds"] = int(rest[1]) if len(rest) > 1 else sampling.verify_rounds
+    return [_parse(entry.strip(), sampling, profile) for entry in text.split(",")]
+
+
+def _parse(entry: str, sampling: SamplingConfig, profile: Profile | None) -> Setting:
+    sampler, *rest = entry.split(":")
+    options = [word for word in rest if word == "tie_first" or word in ORDERS]
+    fields = dict(("tie_first", True) if word == "tie_first" else ("order", word) for word in options)
+    rest = [word for word in rest if word not in options]
+    best = BEST.fullmatch(rest[0]) if rest else None
+    expected = {"plain": (1,), "speculative": (1, 2) if best else (2,)}.get(sampler, ())
+    if len(rest) not in expected:
+        raise ValueError(f'setting {entry!r} must be "plain:WINDOW" or "speculative:WINDOW:ROUNDS"')
+    is_cosine = not best and rest[0] != "full" and ".." not in rest[0] and not re.fullmatch(r"[+-]?\d+", rest[0])
+    try:
+        if len(rest) > 1:
+            fields["verify_rounds"] = int(rest[1])
+        if best:
+            budget = float(best[1])
+        else:
             fields |= {"delta_tau": float(rest[0])} if is_cosine else {"window": rest[0]}
-        except ValueError:
-            raise ValueError(
-                f"setting {entry!r}: the window must be a number, full or FIRST..LAST, the rounds a whole number"
-            ) from None
-        if is_cosine and fields["delta_tau"] >= 1:
-            raise ValueError(
-                f"setting {entry!r}: the step of a cosine window is below 1; a whole number counts tracks, and full "
-                "takes all at once"
+    except ValueError:
+        raise ValueError(
+            f"setting {entry!r}: the window must be a number, full, FIRST..LAST or bestNFE, the rounds a whole number"
+        ) from None
+    if is_cosine and fields["delta_tau"] >= 1:
+        raise ValueError(
+            f"setting {entry!r}: the step of a cosine window is below 1; a whole number counts tracks, and full "
+            "takes all at once"
+        )
+    if best and profile is None:
+        raise ValueError(f"setting {entry!r} needs the network's profile: launch/tune.py measures it")
+    try:
+        config = make_config(sampling, **({} if best else fields))
+        if best:
+            named = recommend(profile, budget, plain=sampler == "plain", tie_first=fields.get("tie_first", False))
+            config = dataclasses.replace(
+                config, **{"window": named.window, "verify_rounds": named.verify_rounds, **fields}
             )
-        try:
-            config = make_config(sampling, **fields)
-        except ValueError as error:
-            raise ValueError(f"setting {entry!r}: {error}") from None
-        settings.append(Setting(sampler, " ".join([" x ".join(rest), *options]), config))
-    return settings
+    except ValueError as error:
+        raise ValueError(f"setting {entry!r}: {error}") from None
+    return Setting(sampler, " ".join([" x ".join(rest), *options]), config)

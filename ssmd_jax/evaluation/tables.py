@@ -73,6 +73,22 @@ def bounds_table(bounds: Bounds) -> str:
     return align(lines)
 
 
+def frontier_table(rows: Sequence[dict[str, float | int]]) -> str:
+    """Best windows by budget: expected NFE, likelihood bound in bits a token, passes, largest window."""
+    lines = [("budget", "NFE", "bits/token", "passes", "largest window")]
+    for row in rows:
+        lines.append(
+            (
+                f"{row['budget']:g}",
+                f"{row['nfe']:.2f}",
+                f"{row['bits']:.4f}",
+                str(row["passes"]),
+                str(row["largest_window"]),
+            )
+        )
+    return align(lines, num_left=0)
+
+
 def acceptance_table(along: Acceptance) -> str:
     """Acceptance, NFE, passes and rounds a row by fraction revealed, and their totals."""
     bins = len(along.rate)

@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import pathlib
+import shutil
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -11,12 +12,17 @@ import jax
 import ml_collections
 
 from ssmd_jax.data.tokenizers import Tokenizer, load_tokenizer
+from ssmd_jax.model import weights
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.model.glu_hopper import is_hopper
 from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.sampling.recommend import PROFILE_FILE
 from ssmd_jax.training import checkpoint, state, workdir
 from ssmd_jax.training.config import ExperimentConfig
+
+# What `export` writes beside configuration and tokenizer.
+WEIGHTS = "weights.safetensors"
 
 
 def _warn(text: str) -> None:
@@ -24,10 +30,10 @@ def _warn(text: str) -> None:
 
 
 def load(path: os.PathLike | str | None = None) -> tuple[HybridModel, Tokenizer, ml_collections.ConfigDict]:
-    """Loads the latest checkpoint of a workdir: the averaged weights, where the run keeps them.
+    """Loads the latest checkpoint of a workdir, the averaged weights where the run keeps them, or a released model.
 
     Args:
-        path: a workdir of `launch/train.py`.
+        path: a workdir of `launch/train.py`, or a folder of `launch/export.py`.
 
     Returns:
         The model, which satisfies `ssmd_jax.sampling.interface.SpeculativeModel`; its tokenizer; the locked
@@ -63,8 +69,10 @@ def for_device(config: HybridConfig, device: jax.Device) -> tuple[HybridConfig, 
 def load_params(
     path: os.PathLike | str, warn: Callable[[str], None] = _warn
 ) -> tuple[Any, Tokenizer, ExperimentConfig]:
-    """The (averaged) parameters of the latest checkpoint of a workdir, on one device; raises as `load` does."""
+    """The (averaged) parameters of a workdir's latest checkpoint, or a release, on one device; raises as `load` does."""
     config = workdir.read_config(path)
+    if (pathlib.Path(path) / WEIGHTS).is_file():
+        return _load_release(path, config)
     if not checkpoint.has_checkpoints(path):
         raise ValueError(f"workdir {path} holds no checkpoint yet: train it first")
     tokenizer = load_tokenizer(pathlib.Path(path) / workdir.TOKENIZER)
@@ -79,3 +87,45 @@ def load_params(
     if found is None:
         raise ValueError(f"workdir {path} holds no finished checkpoint: train it first")
     return found[1], tokenizer, config
+
+
+def _load_release(path: os.PathLike | str, config: ExperimentConfig) -> tuple[Any, Tokenizer, ExperimentConfig]:
+    tokenizer = load_tokenizer(pathlib.Path(path) / workdir.TOKENIZER)
+    file = pathlib.Path(path) / WEIGHTS
+    params = weights.load(file)
+    expected = state.abstract_params(HybridTransformer(config.network_config(tokenizer.num_tokens)))
+    shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
+    if shapes(params) != shapes(expected):
+        raise ValueError(f"the weights {file} are not those of the network that {workdir.CONFIG_FILE} describes")
+    return jax.device_put(params, jax.local_devices()[0]), tokenizer, config
+
+
+def export(path: os.PathLike | str, output: os.PathLike | str, dtype: str) -> dict[str, Any]:
+    """Writes a trained model without what only training needs: what `launch/export.py` does.
+
+    Args:
+        path: a workdir, or another release.
+        output: folder to write, made where it is not there; it can be passed to `load`, to `training.init_from` and to
+            the programs that take a workdir.
+        dtype: of the weights, one of `model.weights.DTYPES`.
+
+    Returns:
+        JSON values: "output", "dtype", "parameters" and "bytes" of the weights.
+
+    Raises:
+        ValueError: as `load`, or where the folder holds a training run.
+    """
+    output = pathlib.Path(output)
+    if checkpoint.has_checkpoints(output):
+        raise ValueError(f"{output} holds a training run: choose another folder for the export")
+    params, tokenizer, config = load_params(path)
+    output.mkdir(parents=True, exist_ok=True)
+    weights.save(output / WEIGHTS, params, dtype)
+    tokenizer.save(output / workdir.TOKENIZER)
+    (output / workdir.CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    for name in (workdir.DATA_FILE, PROFILE_FILE):
+        if (pathlib.Path(path) / name).is_file():
+            shutil.copyfile(pathlib.Path(path) / name, output / name)
+    size = (output / WEIGHTS).stat().st_size
+    count = sum(x.size for x in jax.tree.leaves(params))
+    return {"output": str(output), "dtype": dtype, "parameters": count, "bytes": size}

@@ -1,0 +1,22 @@
+"""The baseline of `configs/books_char.py`: a plain masked-diffusion transformer of 12 bidirectional blocks.
+
+    python -m launch.train --config=configs/books_char_plain.py --workdir=runs/books_char_plain \\
+        --config.data.train='/path/to/books_train_*.txt.xz' --config.data.valid=/path/to/books_valid.txt.xz \\
+        --config.data.test=/path/to/books_test.txt.xz
+
+Same data, order of the data, steps, batch, width and optimiser; the draft's loss alone.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import books_char
+
+
+def get_config() -> ConfigDict:
+    """Characters of books, no causal part."""
+    config = books_char.get_config()
+    config.model.n_noncausal = 12
+    config.model.n_causal = 0
+    config.model.unroll = 12
+    config.loss.target_weight = 0.0
+    return config

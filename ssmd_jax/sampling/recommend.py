@@ -1,0 +1,102 @@
+"""The best setting for a given budget, from a profile of the network measured once (METHOD.md section 5)."""
+
+import os
+import zipfile
+from typing import NamedTuple
+
+import numpy as np
+
+from ssmd_jax.diffusion import schedule
+from ssmd_jax.diffusion.window import TableWindow
+from ssmd_jax.sampling.config import SpeculativeConfig
+
+PROFILE_FILE = "profile.npz"
+
+
+class Profile(NamedTuple):
+    """What draft and target know of held-out text, by revealed tokens `i` and distance `s = k - i`.
+
+    Entries with `i + s >= D` mean nothing. Measured by `evaluation.tuning.measure`.
+
+    Attributes:
+        draft_nll_DxS: `E[-log p_{i,i+s}(x)]`, nats.
+        target_nll_DxS: `E[-log q_{i,i+s}(x)]`, nats.
+        rejections_DxS: probability that the draft of track `i + s` is rejected once its turn comes.
+        trunk_cost: NFE of a trunk pass.
+        verify_cost: NFE of a verify round; 0 on a plain network.
+        num_sequences: held-out sequences, each under one random order.
+    """
+
+    draft_nll_DxS: np.ndarray
+    target_nll_DxS: np.ndarray
+    rejections_DxS: np.ndarray
+    trunk_cost: float
+    verify_cost: float
+    num_sequences: int
+
+    def save(self, path: os.PathLike | str) -> None:
+        """Writes the profile; half precision for the tables, whose own errors are larger."""
+        tables = {name: value.astype(np.float16) for name, value in self._asdict().items() if name.endswith("DxS")}
+        np.savez_compressed(path, **(self._asdict() | tables))
+
+    @classmethod
+    def load(cls, path: os.PathLike | str) -> "Profile":
+        """Reads what `save` wrote.
+
+        Raises:
+            ValueError: where there is no such file, or it is no profile.
+        """
+        try:
+            with np.load(path) as file:
+                values = {name: file[name] for name in cls._fields}
+        except FileNotFoundError:
+            raise ValueError(f"there is no profile at {path}: launch/tune.py measures one") from None
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            raise ValueError(f"{path} is no profile of launch/tune.py: {error}") from error
+        tables = {name: value.astype(np.float64) for name, value in values.items() if name.endswith("DxS")}
+        return cls(**{name: value.item() for name, value in values.items() if name not in tables}, **tables)
+
+
+def best_windows(profile: Profile, budget_nfe: float, *, plain: bool = False, tie_first: bool = False):
+    """The `Schedule` with the best likelihood bound whose mean NFE is at most a budget.
+
+    Args:
+        profile: of the network.
+        budget_nfe: mean NFE of a sequence.
+        plain: for the plain sampler.
+        tie_first: for a tied first track.
+
+    Raises:
+        ValueError: if the budget is below the NFE of the cheapest windows.
+    """
+    if plain:
+        cost_DxS = schedule.window_costs(None, profile.draft_nll_DxS.shape, profile.trunk_cost, 0.0)
+        return schedule.schedule_within(profile.draft_nll_DxS, cost_DxS, budget_nfe)
+    nll_DxS, rejections_DxS = np.array(profile.target_nll_DxS), np.array(profile.rejections_DxS)
+    if tie_first:
+        nll_DxS[:, 0], rejections_DxS[:, 0] = profile.draft_nll_DxS[:, 0], 0.0
+    cost_DxS = schedule.window_costs(rejections_DxS, nll_DxS.shape, profile.trunk_cost, profile.verify_cost)
+    return schedule.schedule_within(nll_DxS, cost_DxS, budget_nfe)
+
+
+def recommend(
+    profile: Profile, budget_nfe: float, *, plain: bool = False, tie_first: bool = False, **options
+) -> SpeculativeConfig:
+    """The setting with the best likelihood bound at a mean of at most `budget_nfe` function evaluations a sample.
+
+    Windows by dynamic programming (`diffusion.schedule`), and as many verify rounds as they may need: then the
+    sampler's law is the product of the target's conditionals, which is what the profile knows.
+
+    Args:
+        profile: of the network.
+        budget_nfe: mean NFE of a sample. For a hard bound on each row pass `budget_nfe` to `SpeculativeConfig` too.
+        plain: for `ancestral.sample`.
+        tie_first: as in `SpeculativeConfig`.
+        **options: other fields of `SpeculativeConfig`.
+
+    Raises:
+        ValueError: if the budget is below the NFE of the cheapest windows, or an option is out of range.
+    """
+    sizes = best_windows(profile, budget_nfe, plain=plain, tie_first=tie_first).sizes
+    rounds = {"verify_rounds": 1 if plain else int(sizes.max())}
+    return SpeculativeConfig(TableWindow(tuple(sizes.tolist())), tie_first=tie_first, **(rounds | options))

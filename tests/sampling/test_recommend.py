@@ -1,0 +1,93 @@
+"""Recommended settings: exact on a tabular model, and what is written is read again."""
+
+import jax
+import numpy as np
+import pytest
+
+from ssmd_jax.diffusion.window import TableWindow
+from ssmd_jax.evaluation import likelihood, tuning
+from ssmd_jax.sampling import ancestral, speculative
+from ssmd_jax.sampling.recommend import Profile, best_windows, recommend
+from tests.tabular import tabular_model
+
+LENGTH, VOCABULARY = 5, 3
+MODEL = tabular_model(LENGTH, VOCABULARY)
+TOKENS = np.random.default_rng(1).integers(0, VOCABULARY, (12, LENGTH)).astype(np.int32)
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(scope="module")
+def profile():
+    return tuning.measure(MODEL, TOKENS, KEY, batch_size=6)
+
+
+def orders_of(count):
+    keys = jax.vmap(lambda row: jax.random.fold_in(KEY, row))(np.arange(count))
+    return np.asarray(tuning.orders.uniform_order(keys, np.full(count, LENGTH, np.int32), LENGTH))
+
+
+def test_the_profile_against_the_numpy_twin(profile):
+    log_softmax = lambda x: x - np.log(np.exp(x).sum())
+    draft, target, rejected = np.zeros((3, LENGTH, LENGTH))
+    for row, order in zip(TOKENS, orders_of(len(TOKENS)), strict=True):
+        tokens = row[order]
+        for i in range(LENGTH):
+            for k in range(i, LENGTH):
+                log_p = log_softmax(MODEL.numpy_draft_logits(tokens, order, i, k))
+                log_q = log_softmax(MODEL.numpy_target_logits(tokens, order, i, k))
+                draft[i, k - i] -= log_p[tokens[k]] / len(TOKENS)
+                target[i, k - i] -= log_q[tokens[k]] / len(TOKENS)
+                rejected[i, k - i] += np.maximum(np.exp(log_p) - np.exp(log_q), 0).sum() / len(TOKENS)
+    inside = np.arange(LENGTH)[:, None] + np.arange(LENGTH)[None] < LENGTH
+    for found, twin in zip(profile[:3], (draft, target, rejected), strict=True):
+        np.testing.assert_allclose(found[inside], twin[inside], rtol=1e-4)
+    assert profile.num_sequences == len(TOKENS)
+
+
+@pytest.mark.parametrize("tie_first", [False, True])
+def test_the_predicted_bound_is_the_samplers_exact_likelihood(profile, tie_first):
+    """On the very sequences and orders of the profile."""
+    for budget in (1.7, 2.5, 4.0, 9.0):
+        config = recommend(profile, budget, tie_first=tie_first)
+        log_prob, _ = likelihood.likelihood.log_likelihood(MODEL, TOKENS, orders_of(len(TOKENS)), config)
+        predicted = best_windows(profile, budget, tie_first=tie_first)
+        assert predicted.nfe <= budget
+        assert -np.mean(log_prob) == pytest.approx(predicted.nll, rel=1e-4)
+
+
+def test_the_plain_samplers_passes_are_those_predicted(profile):
+    predicted = best_windows(profile, 2.5, plain=True)
+    config = recommend(profile, 2.5, plain=True)
+    result = ancestral.sample(MODEL, KEY, config, batch_size=3, length=LENGTH)
+    np.testing.assert_allclose(result.nfe, predicted.nfe)
+    assert (np.asarray(result.nfe) <= 2.5).all()
+
+
+def test_the_mean_nfe_of_samples_is_near_the_prediction():
+    """Predicted for text, spent on samples; with the draft as target both are the same number."""
+    model = tabular_model(LENGTH, VOCABULARY, same=True)
+    config = recommend(tuning.measure(model, TOKENS, KEY, batch_size=12), 3.0)
+    result = speculative.sample(model, KEY, config, batch_size=4, length=LENGTH)
+    predicted = best_windows(tuning.measure(model, TOKENS, KEY, batch_size=12), 3.0)
+    np.testing.assert_allclose(result.nfe, predicted.nfe, rtol=1e-3)
+    assert predicted.nfe <= 3.0
+
+
+def test_a_profile_is_read_as_it_was_written(profile, tmp_path):
+    profile.save(tmp_path / "profile.npz")
+    again = Profile.load(tmp_path / "profile.npz")
+    for name, value in profile._asdict().items():
+        np.testing.assert_allclose(getattr(again, name), value, rtol=1e-3)
+    assert isinstance(again.trunk_cost, float) and isinstance(again.num_sequences, int)
+    with pytest.raises(ValueError, match=r"launch/tune\.py measures one"):
+        Profile.load(tmp_path / "nothing.npz")
+    (tmp_path / "bad.npz").write_bytes(b"nothing of the kind")
+    with pytest.raises(ValueError, match="no profile"):
+        Profile.load(tmp_path / "bad.npz")
+
+
+def test_options_and_budgets(profile):
+    config = recommend(profile, 3.0, temperature=0.5, verify_rounds=1)
+    assert config.temperature == 0.5 and config.verify_rounds == 1 and isinstance(config.window, TableWindow)
+    with pytest.raises(ValueError, match="below the NFE of the cheapest windows"):
+        recommend(profile, 0.5)
