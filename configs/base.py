@@ -63,6 +63,8 @@ def get_config() -> ConfigDict:
     # Weights of the two cross entropies.
     config.loss.draft_weight = 1.0
     config.loss.target_weight = 1.0
+    # Train the target on the first so many masked tracks alone; 0 for all.
+    config.loss.target_tracks = 0
     # Train the causal part alone; see training.init_from.
     config.loss.freeze_trunk = False
     # The target of the first masked track is the draft's.

@@ -24,12 +24,15 @@ class LossConfig:
     Attributes:
         draft_weight: weight of the draft's cross entropy (the masked-diffusion bound).
         target_weight: weight of the target's cross entropy.
+        target_tracks: train the target on the first so many masked tracks alone, near the windows that a sampler will
+            verify; 0 for all of them. A row weighs the same either way.
         freeze_trunk: train the causal part alone, on a trunk that stays as it is.
         tie_first: the target of the first masked track is the draft's (METHOD.md section 5, tied first track).
     """
 
     draft_weight: float = 1.0
     target_weight: float = 1.0
+    target_tracks: int = 0
     freeze_trunk: bool = False
     tie_first: bool = False
 
@@ -38,6 +41,8 @@ class LossConfig:
             value = getattr(self, name)
             if not 0 <= value < np.inf:
                 raise ValueError(f"loss.{name} must be at least 0 and finite, got {value!r}")
+        if self.target_tracks < 0:
+            raise ValueError(f"loss.target_tracks must be at least 0, got {self.target_tracks!r}")
         if self.draft_weight == 0 and self.target_weight == 0:
             raise ValueError("loss.draft_weight and loss.target_weight are both 0: nothing would be trained")
         if self.freeze_trunk and self.target_weight == 0:
@@ -88,10 +93,12 @@ def loss_weights(
     Returns:
         float32 `[B, D]` for the draft and for the target; 0 outside the masked tracks.
     """
-    counted_BxD = masked_tracks(num_revealed_B, lengths_B, length)
-    row_B = lengths_B / (lengths_B - num_revealed_B) / jnp.sum(lengths_B)
-    weight_BxD = jnp.where(counted_BxD, row_B[:, None], 0.0)
-    draft_BxD, target_BxD = config.draft_weight * weight_BxD, config.target_weight * weight_BxD
+    left_B = lengths_B - num_revealed_B
+    of_row = lambda count_B: (lengths_B / count_B / jnp.sum(lengths_B))[:, None]
+    offset_BxD = jnp.arange(length)[None] - num_revealed_B[:, None]
+    weight = lambda count_B: jnp.where((offset_BxD >= 0) & (offset_BxD < count_B[:, None]), of_row(count_B), 0.0)
+    target_count_B = jnp.minimum(left_B, config.target_tracks or length)
+    draft_BxD, target_BxD = config.draft_weight * weight(left_B), config.target_weight * weight(target_count_B)
     if config.tie_first:
         none_BxD = jnp.zeros_like(target_BxD)
         draft_BxD += target_BxD - tie_first_track(none_BxD, target_BxD, num_revealed_B)
@@ -109,15 +116,22 @@ def two_term_loss(
     """The loss of METHOD.md section 4 and its two terms.
 
     Returns:
-        The weighted sum, and `{"draft_loss", "target_loss"}`, all in nats per token.
+        The weighted sum, and `{"draft_loss", "target_loss"}`, all in nats per token; the two are of all masked tracks,
+        whatever the weights.
     """
     chex.assert_equal_shape([draft_nll_BxD, target_nll_BxD])
     chex.assert_shape([num_revealed_B, lengths_B], draft_nll_BxD.shape[:1])
+    weights = loss_weights(num_revealed_B, lengths_B, draft_nll_BxD.shape[1], config)
+    counted_BxD = masked_tracks(num_revealed_B, lengths_B, draft_nll_BxD.shape[1])
+    total = sum(
+        jnp.sum(weight_BxD * jnp.where(counted_BxD, nll_BxD, 0.0))
+        for weight_BxD, nll_BxD in zip(weights, (draft_nll_BxD, target_nll_BxD), strict=True)
+    )
     if config.tie_first:
         target_nll_BxD = tie_first_track(draft_nll_BxD, target_nll_BxD, num_revealed_B)
     draft = diffusion_loss(draft_nll_BxD, num_revealed_B, lengths_B)
     target = diffusion_loss(target_nll_BxD, num_revealed_B, lengths_B)
-    return config.draft_weight * draft + config.target_weight * target, {"draft_loss": draft, "target_loss": target}
+    return total, {"draft_loss": draft, "target_loss": target}
 
 
 def distance_sums(nll_BxD: jax.Array, num_revealed_B: jax.Array, lengths_B: jax.Array) -> tuple[jax.Array, jax.Array]:

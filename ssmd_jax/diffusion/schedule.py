@@ -2,9 +2,10 @@
 
 With rounds enough to verify every window whole, the law of the tokens that a pass starting at `i` reveals is exactly
 the product of the target's conditionals `q_{i,k}`. So with `nll_{i,s} = E[-log q_{i,i+s}(x)]` on held-out text a path
-`0 = i_0 < i_1 < ... < D` of windows has the expected negative log likelihood `sum_n sum_{s < W(i_n)} nll_{i_n,s}`, a sum
-over its windows; and its NFE is one too, since a pass costs `trunk_cost + verify_cost (1 + expected rejections before
-the window's last track)`. The same holds of the plain sampler with `nll` of the draft and no rounds.
+`0 = i_0 < i_1 < ... < D` of windows has the expected negative log likelihood
+`sum_n sum_{s < W(i_n)} nll_{i_n,s}`, a sum over its windows. Its NFE is one too, since a pass costs
+`trunk_cost + verify_cost (1 + expected rejections before the window's last track)`. The same holds of the plain sampler
+with `nll` of the draft and no rounds.
 """
 
 from typing import NamedTuple

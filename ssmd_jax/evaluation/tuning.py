@@ -128,7 +128,7 @@ def tune_workdir(
     """
     report.check_sizes(num_sequences=num_sequences, batch_size=batch_size)
     folder = pathlib.Path(os.path.expanduser(workdir))
-    model, tokenizer, config = ssmd_jax.load(folder)
+    model, _, config = ssmd_jax.load(folder)
     experiment = ExperimentConfig.from_config_dict(config)
     data = pipeline.load_data(experiment.data, experiment.length)
     tokens_NxD = text.spread_records(report.held_out_records(data, split), num_sequences)

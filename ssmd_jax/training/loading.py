@@ -69,7 +69,7 @@ def for_device(config: HybridConfig, device: jax.Device) -> tuple[HybridConfig, 
 def load_params(
     path: os.PathLike | str, warn: Callable[[str], None] = _warn
 ) -> tuple[Any, Tokenizer, ExperimentConfig]:
-    """The (averaged) parameters of a workdir's latest checkpoint, or a release, on one device; raises as `load` does."""
+    """The (averaged) parameters of a workdir's latest checkpoint, or of a release, on one device; raises as `load`."""
     config = workdir.read_config(path)
     if (pathlib.Path(path) / WEIGHTS).is_file():
         return _load_release(path, config)

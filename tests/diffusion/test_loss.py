@@ -63,6 +63,19 @@ def test_weights_give_the_loss(tie_first):
         np.testing.assert_allclose(weight, gradient, rtol=1e-6)
 
 
+def test_target_tracks_are_the_first_masked_ones():
+    """Rows weigh the same as with all tracks; the reported target loss is that of all."""
+    nll, revealed, lengths = jnp.asarray(RNG.random((3, 6)), jnp.float32), jnp.array([1, 4, 0]), jnp.array([6, 6, 2])
+    config = LossConfig(draft_weight=0.0, target_tracks=3)
+    total, terms = loss.two_term_loss(nll, nll, revealed, lengths, config)
+    first = [nll[0, 1:4].mean(), nll[1, 4:6].mean(), nll[2, 0:2].mean()]
+    np.testing.assert_allclose(total, sum(n * x for n, x in zip((6, 6, 2), first, strict=True)) / 14, rtol=1e-6)
+    _, whole = loss.two_term_loss(nll, nll, revealed, lengths, LossConfig())
+    np.testing.assert_allclose(terms["target_loss"], whole["target_loss"])
+    with pytest.raises(ValueError, match="target_tracks"):
+        LossConfig(target_tracks=-1)
+
+
 def test_draft_term_is_the_any_order_likelihood():
     """Averaged over all `i`, the term is the mean over orders of the chain rule's sum: exact on a small table."""
     length = 4

@@ -51,7 +51,9 @@ def test_rounds_of_a_window_against_all_outcomes():
     for i, size in ((0, 1), (0, 4), (2, 3)):
         expected = 0.0
         for rejected in itertools.product((False, True), repeat=size):
-            chance = np.prod([r if is_rejected else 1 - r for r, is_rejected in zip(REJECTIONS[i], rejected)])
+            chance = np.prod(
+                [r if is_rejected else 1 - r for r, is_rejected in zip(REJECTIONS[i], rejected, strict=False)]
+            )
             expected += chance * (sum(rejected) + (not rejected[-1]))
         assert COST[i, size - 1] == pytest.approx(0.75 + 0.25 * expected)
     np.testing.assert_array_equal(window_costs(None, NLL.shape, 1.0, 0.0), np.ones_like(NLL))
