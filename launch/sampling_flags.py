@@ -29,5 +29,5 @@ _FLAGS = (
 
 
 def given() -> dict[str, Any]:
-    """Their values by name, as `ssmd_jax.evaluation.generate.draw` takes them; None where one without a default was left out."""
+    """Their values by name, as `ssmd_jax.evaluation.generate.draw` takes them; None where left open."""
     return {flag.name: flag.value for flag in _FLAGS}
