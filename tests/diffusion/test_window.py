@@ -10,6 +10,7 @@ from ssmd_jax.diffusion.window import (
     CosineWindow,
     FullWindow,
     LinearWindow,
+    TableWindow,
     checked_table,
     merged_table,
     passes_left,
@@ -45,6 +46,21 @@ def test_linear_formula():
 def test_constant_and_full():
     assert ConstantWindow(3).table(5).tolist() == [3, 3, 3, 2, 1]
     assert FullWindow().table(3).tolist() == [3, 2, 1]
+
+
+def test_table_window():
+    """Its own length as written; other lengths take the window that stands at the same fraction."""
+    window = TableWindow((1, 2, 2, 1))
+    assert window.table(4).tolist() == [1, 2, 2, 1]
+    assert window.table(8).tolist() == [2, 1, 4, 3, 4, 3, 2, 1]
+    assert window.table(2).tolist() == [1, 1]
+    assert window.table(1).tolist() == [1]
+    for length in (3, 5, 7, 100, 1023):
+        checked_table(window, length)
+    assert hash(window) == hash(TableWindow([1, 2, 2, 1]))
+    for sizes in ((), (2, 2), (0, 1)):
+        with pytest.raises(ValueError, match="TableWindow"):
+            TableWindow(sizes)
 
 
 def test_merged_windows():

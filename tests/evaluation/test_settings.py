@@ -1,11 +1,15 @@
 """Settings as users write them."""
 
+import jax
+import numpy as np
 import pytest
 
 from ssmd_jax.diffusion.window import ConstantWindow, CosineWindow, FullWindow, LinearWindow
-from ssmd_jax.evaluation import settings
+from ssmd_jax.evaluation import settings, tuning
 from ssmd_jax.sampling.config import SpeculativeConfig
+from ssmd_jax.sampling.recommend import recommend
 from ssmd_jax.training.config import SamplingConfig
+from tests.tabular import tabular_model
 
 SECTION = SamplingConfig(delta_tau=0.1, verify_rounds=5, temperature=0.9, order="entropy", tie_first=True)
 
@@ -66,10 +70,37 @@ def test_list_of_settings():
     assert len(settings.parse_settings(settings.DEFAULT_SETTINGS, SECTION)) == 16
 
 
-BAD_ENTRIES = ["", "plain", "plain:0.1:2", "speculative:0.1", "speculative:0.1:two", "plain:x", "best:0.1", "plain:0"]
+def test_best_windows_come_from_the_profile():
+    profile = tuning.measure(tabular_model(6, 3), np.zeros((2, 6), np.int32), jax.random.key(0), batch_size=2)
+    text = "plain:best3,speculative:best3,speculative:best3:2:tie_first"
+    assert settings.needs_profile(text) and not settings.needs_profile(settings.DEFAULT_SETTINGS)
+    got = settings.parse_settings(text, SamplingConfig(temperature=0.5), profile)
+    assert [s.label for s in got] == ["best3", "best3", "best3 x 2 tie_first"]
+    for setting, options in zip(got, ({"plain": True}, {}, {"tie_first": True}), strict=True):
+        named = recommend(profile, 3.0, **options)
+        assert setting.config.window == named.window and setting.config.temperature == 0.5
+        assert setting.config.tie_first == named.tie_first
+        assert setting.config.verify_rounds == (2 if options == {"tie_first": True} else named.verify_rounds)
+    with pytest.raises(ValueError, match="'plain:best3' needs the network's profile"):
+        settings.parse_settings(text, SECTION)
+    with pytest.raises(ValueError, match=r"'plain:best0\.1': budget_nfe"):
+        settings.parse_settings("plain:best0.1", SECTION, profile)
 
 
-@pytest.mark.parametrize("text", [*BAD_ENTRIES, "plain:-2", "plain:0.0", "plain:1.5", "plain:8.0", "plain:nan"])
+BAD_ENTRIES = [
+    "",
+    "plain",
+    "plain:0.1:2",
+    "speculative:0.1",
+    "speculative:0.1:two",
+    "plain:x",
+    "best:0.1",
+    "plain:0",
+    "plain:best",
+]
+
+
+@pytest.mark.parametrize("text", [*BAD_ENTRIES, "plain:best", "plain:-2", "plain:0.0", "plain:1.5", "plain:8.0", "plain:nan"])
 def test_bad_lists_name_the_entry(text):
     with pytest.raises(ValueError, match="setting"):
         settings.parse_settings(f"plain:0.1,{text}", SECTION)
