@@ -100,7 +100,10 @@ BAD_ENTRIES = [
 ]
 
 
-@pytest.mark.parametrize("text", [*BAD_ENTRIES, "plain:best", "plain:-2", "plain:0.0", "plain:1.5", "plain:8.0", "plain:nan"])
+BAD_NUMBERS = ["plain:best", "plain:-2", "plain:0.0", "plain:1.5", "plain:8.0", "plain:nan"]
+
+
+@pytest.mark.parametrize("text", BAD_ENTRIES + BAD_NUMBERS)
 def test_bad_lists_name_the_entry(text):
     with pytest.raises(ValueError, match="setting"):
         settings.parse_settings(f"plain:0.1,{text}", SECTION)
