@@ -80,6 +80,7 @@ def compile_all(
                 lowered = job.lower()
             except Exception as error:  # the other programs are paid for too
                 results[name] = Compiled(error=sentence(error))
+                say(f"{label(name)}: {results[name].error}")
                 continue
             seconds = time.perf_counter() - began
             running[pool.submit(_compile, lowered, job.around, options)] = name, seconds
