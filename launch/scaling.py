@@ -1,7 +1,7 @@
 """Measures training, sampling and checkpoints on 1, 2, 4, ... devices of this host.
 
     python -m launch.scaling --output=scaling.json
-    python -m launch.scaling --models=150m --devices=1,4 --parts=training,losses --config.model.dropout=0.0
+    python -m launch.scaling --models=150m --devices=1,4 --config=configs/openwebtext.py --config.model.dropout=0.0
     XLA_FLAGS=--xla_force_host_platform_device_count=4 python -m launch.scaling --tiny --devices=1,2,4
 
 "150m" is the network of the config, "1b" a wider and deeper one; tokens and weights are random. Everything is compiled
@@ -17,12 +17,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # for `pyt
 from absl import flags
 from ml_collections import config_flags
 
+from configs import openwebtext
 from launch import program
 from ssmd_jax.evaluation.scaling import settings, study
 from ssmd_jax.model.config import ATTENTIONS, MLPS
 
-_OPENWEBTEXT = str(pathlib.Path(__file__).resolve().parents[1] / "configs" / "openwebtext.py")
-_CONFIG = config_flags.DEFINE_config_file("config", _OPENWEBTEXT, "The experiment.")
+_CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment; configs/openwebtext.py by default.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the results, as JSON, written anew after every case.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the checkpoints' temporary folder; the system's.")
 _FIELDS = {
@@ -46,13 +46,14 @@ _FIELDS = {
     "compile_threads": flags.DEFINE_integer(
         "compile_threads", None, "Programs compiled at a time; as many as there are cores, 16 at most."
     ),
-    "tiny": flags.DEFINE_bool("tiny", False, "Shapes for a CPU, to see that all works."),
+    "tiny": flags.DEFINE_bool("tiny", False, "Shapes that any device runs in no time, to see that all works."),
 }
 
 
 def main():
     values = {name: flag.value for name, flag in _FIELDS.items()}
-    return study.study(_CONFIG.value, output=_OUTPUT.value, workdir=_WORKDIR.value, **values)
+    config = openwebtext.get_config() if _CONFIG.value is None else _CONFIG.value
+    return study.study(config, output=_OUTPUT.value, workdir=_WORKDIR.value, **values)
 
 
 if __name__ == "__main__":

@@ -147,11 +147,19 @@ def _draw(lab: Lab, model: Model, layout: Layout, kept: list[np.ndarray]) -> dic
 
 
 def checkpoint(lab: Lab, workdir: str | None) -> Iterator[dict[str, Any]]:
-    """The state of one model, split over all devices: saved, restored, restored on half of them."""
+    """The state of one model, split over all devices: saved, restored, restored on half of them.
+
+    What is restored has just been written: it comes from the host's memory where that holds it, not from the disk.
+    """
     name, layout = lab.settings.checkpoint_model, saved_layout(lab.settings)
     model = next(model for model in lab.settings.models if model.name == name)
-    with tempfile.TemporaryDirectory(prefix="scaling_", dir=workdir) as folder:
-        yield lab.row(CHECKPOINT, model, layout, functools.partial(_checkpoint, lab, model, layout, Path(folder)))
+    measure = functools.partial(_in_own_folder, lab, model, layout, workdir)
+    yield lab.row(CHECKPOINT, model, layout, measure)
+
+
+def _in_own_folder(lab: Lab, model: Model, layout: Layout, workdir: str | None) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory(prefix="scaling_", dir=workdir, ignore_cleanup_errors=True) as folder:
+        return _checkpoint(lab, model, layout, Path(folder))
 
 
 def _checkpoint(lab: Lab, model: Model, layout: Layout, folder: Path) -> dict[str, Any]:

@@ -19,8 +19,8 @@ SIZES = {
     "150m": ({}, 32, 32),
     "1b": ({"width": 2048, "num_heads": 16, "n_noncausal": 14}, 8, 8),
 }
-# The same names at shapes that a CPU compiles in seconds; the vocabulary is large enough to be taken in chunks.
-_TINY_NETWORK = {"n_noncausal": 1, "n_causal": 1, "mlp_width": 64, "num_heads": 2, "dtype": "float32"}
+# The same names at shapes that are compiled in seconds; the vocabulary is large enough to be taken in chunks.
+_TINY_NETWORK = {"n_noncausal": 1, "n_causal": 1, "mlp_width": 64, "num_heads": 2}
 TINY_SIZES = {
     "150m": ({**_TINY_NETWORK, "width": 32}, 4, 2),
     "1b": ({**_TINY_NETWORK, "width": 64}, 2, 2),
@@ -100,7 +100,7 @@ class Settings:
         budget_seconds: no case starts later than this after the study's start.
         compile_threads: programs compiled at a time.
         perturbation: in sampling, as in `benchmark.settings.Settings`.
-        tiny: whether these are the shapes for a CPU.
+        tiny: whether these are `TINY_SIZES`.
     """
 
     config: ExperimentConfig
@@ -202,7 +202,7 @@ def make_settings(
         checkpoint_model: name of the model whose state is saved; the first.
         budget_seconds: no case starts later; no bound.
         compile_threads: programs compiled at a time; as many as there are cores, 16 at most.
-        tiny: shapes for a CPU.
+        tiny: shapes that any device runs in no time, to see that all works.
         **fields: others of `Settings`.
 
     Raises:
@@ -224,6 +224,8 @@ def make_settings(
     made = []
     for name, batch_size, sample_size in zip(models, batches, samples, strict=True):
         network = dataclasses.replace(config.model, attention="xla", mlp="xla", **sizes[name][0])
+        if tiny and not on_gpu:  # a GPU tries the kernels and the dtype of the real shapes
+            network = dataclasses.replace(network, dtype="float32")
         fused = "cudnn" if on_gpu and network.dtype == "bfloat16" else "xla"
         network = dataclasses.replace(
             network,
