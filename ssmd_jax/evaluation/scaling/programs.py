@@ -97,9 +97,9 @@ def _compile(lowered: jax.stages.Lowered, around, options) -> Compiled:
     try:
         with around():
             compiled = lowered.compile(compiler_options=options)
+        seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
     except Exception as error:  # the other programs are paid for too
         return Compiled(compile_seconds=time.perf_counter() - began, error=sentence(error))
-    seconds, memory = time.perf_counter() - began, compiled.memory_analysis()
     if memory is None:
         return Compiled(compiled, compile_seconds=seconds)
     extra = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

@@ -64,7 +64,7 @@ def study(
     }
     say(f"{jax.local_device_count()} x {device.device_kind}, jax {jax.__version__}")
     for model in settings.models:
-        say(f"{model.name}: {num_params[model.name]:,} parameters, {model.config}")
+        say(f"{model.name}: {num_params[model.name]:,} parameters, {settings.network(model)}")
     ceilings, ceilings_error = _ceilings(device, settings)
     results = {
         "device": {"kind": device.device_kind, "platform": device.platform, "count": jax.local_device_count()},
