@@ -43,7 +43,6 @@ class Compiled(NamedTuple):
         lower_seconds: tracing and lowering.
         compile_seconds: compiling, beside others.
         program_bytes: on a device: arguments, outputs and scratch, what is donated once; None where nobody says.
-        extra_bytes: those of them that do not lie on the device before the call.
         error: one sentence where it failed.
     """
 
@@ -51,7 +50,6 @@ class Compiled(NamedTuple):
     lower_seconds: float | None = None
     compile_seconds: float | None = None
     program_bytes: int | None = None
-    extra_bytes: int | None = None
     error: str | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -102,9 +100,9 @@ def _compile(lowered: jax.stages.Lowered, around, options) -> Compiled:
         return Compiled(compile_seconds=time.perf_counter() - began, error=sentence(error))
     if memory is None:
         return Compiled(compiled, compile_seconds=seconds)
-    extra = memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
-    total = extra + memory.argument_size_in_bytes
-    return Compiled(compiled, compile_seconds=seconds, program_bytes=int(total), extra_bytes=int(extra))
+    total = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    num_bytes = int(total - memory.alias_size_in_bytes)
+    return Compiled(compiled, compile_seconds=seconds, program_bytes=num_bytes)
 
 
 def label(name: tuple) -> str:
