@@ -38,7 +38,7 @@ IFRAME_HEIGHT = 720
 class Page:
     """A page of HTML, which a notebook shows in a frame of its own."""
 
-    html: str
+    html: str = dataclasses.field(repr=False)
 
     def _repr_html_(self) -> str:
         return (
