@@ -61,6 +61,33 @@ def ascending_order(lengths_B: jax.Array, length: int, given_BxD: jax.Array | No
     return sort_order(jnp.zeros((lengths_B.shape[0], length), jnp.uint32), lengths_B, given_BxD)
 
 
+def dilated_strides(block: int, base: int = 2) -> list[int]:
+    """Strides of the levels of a block: `block // base`, that `// base`, and so on to 1 (DUS, arXiv 2506.19037)."""
+    strides, stride = [], block // base
+    while stride:
+        strides.append(stride)
+        stride //= base
+    return strides if strides and strides[-1] == 1 else [*strides, 1]
+
+
+def dilated_order(
+    row_keys_B: jax.Array, lengths_B: jax.Array, length: int, given_BxD: jax.Array | None = None
+) -> jax.Array:
+    """Far apart first: every so many positions, then those halfway between, and so on; random within a level.
+
+    Positions of level `l` are multiples of `D_b // 2^(l+1)`, counted in the row of length `D_b`, and of no earlier
+    level: neighbours come late, when much around them is known. See `sort_order` for arguments and result.
+    """
+    num_levels = length.bit_length()
+    divisors_1xL = 2 ** (1 + jnp.arange(num_levels))[None]
+    strides_BxL = jnp.maximum(jnp.asarray(lengths_B)[:, None] // divisors_1xL, 1)
+    belongs_BxDxL = jnp.arange(length)[None, :, None] % strides_BxL[:, None, :] == 0
+    level_BxD = jnp.argmax(belongs_BxDxL, axis=-1).astype(jnp.uint32)
+    # Levels in the highest bits, uniform numbers in the 26 below.
+    priority_BxD = (level_BxD << 26) | (random_priority(row_keys_B, length) >> 6)
+    return sort_order(priority_BxD, lengths_B, given_BxD)
+
+
 def to_order_space(values_BxD: jax.Array, order_BxD: jax.Array) -> jax.Array:
     """`values` indexed by position, to `values` indexed by track: `out[b, k] = values[b, order[b, k]]`."""
     return jnp.take_along_axis(values_BxD, order_BxD, axis=1)

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 # Streams below a row's key.
-ORDER, SUFFIX_ORDER, DRAFT, VERIFY = range(4)
+ORDER, SUFFIX_ORDER, DRAFT, VERIFY, POLICY = range(5)
 
 
 def row_keys(key: jax.Array, batch_size: int, name: str = "batch_size") -> jax.Array:
