@@ -70,6 +70,12 @@ class Law:
     def orders(self, given):
         """(probability, order) of the starting orders."""
         rest = [k for k in range(self.length) if k not in given]
+        if self.config.order == "dilated":
+            level = lambda x: min(n for n in range(self.length) if x % max(self.length >> (n + 1), 1) == 0)
+            level_of = {x: level(x) for x in range(self.length)}
+            levels = lambda order: [level_of[x] for x in order]
+            ranked = [order for order in itertools.permutations(rest) if levels(order) == sorted(levels(order))]
+            return [(1 / len(ranked), tuple(sorted(given)) + order) for order in ranked]
         if self.config.order != "random":
             return [(1.0, tuple(sorted(given)) + tuple(rest))]
         all_orders = [a + b for a in itertools.permutations(sorted(given)) for b in itertools.permutations(rest)]
@@ -77,7 +83,7 @@ class Law:
 
     def _reordered(self, tokens, positions, i):
         """Positions re-sorted by the draft's own distributions, surest first."""
-        if self.config.order in ("random", "left_to_right"):
+        if self.config.order in ("random", "left_to_right", "dilated"):
             return positions
         rows = {
             k: shape(self.model.numpy_draft_logits(tokens, positions, i, k), 1.0, 1.0) for k in range(i, self.length)
@@ -89,6 +95,14 @@ class Law:
         else:
             raise AssertionError(self.config.order)
         return positions[:i] + tuple(positions[k] for k in sorted(rows, key=lambda k: (score[k], k)))
+
+    def _stopped(self, tokens, positions, i, window):
+        """The window up to the first track but the first whose largest probability is below `confidence_stop`."""
+        for k in range(i + 1, i + window):
+            row = shape(self.model.numpy_draft_logits(tokens, positions, i, k), 1.0, 1.0)
+            if row.max() < self.config.confidence_stop:
+                return k - i
+        return window
 
     def joint(self, given=None):
         """`{(tokens in sequence order, passes, rounds): probability}` given `{position: token}`."""
@@ -122,6 +136,8 @@ class Law:
             window = min(self._merged(i, self._payable(passes, rounds)), self.size)
         positions = self._reordered(tokens, positions, i)
         passes += 1
+        if not self.plain:
+            window = self._stopped(tokens, positions, i, window)
         end = i + window
         p = {k: self.draft(tokens, positions, i, k) for k in range(i, self.length)}
         for drafts in itertools.product(range(self.model.num_tokens), repeat=window):

@@ -76,7 +76,8 @@ def dilated_order(
     """Far apart first: every so many positions, then those halfway between, and so on; random within a level.
 
     Positions of level `l` are multiples of `D_b // 2^(l+1)`, counted in the row of length `D_b`, and of no earlier
-    level: neighbours come late, when much around them is known. See `sort_order` for arguments and result.
+    level: neighbours come late, when much around them is known. Given positions ascend. Arguments and result as in
+    `sort_order`.
     """
     num_levels = length.bit_length()
     divisors_1xL = 2 ** (1 + jnp.arange(num_levels))[None]
@@ -85,6 +86,8 @@ def dilated_order(
     level_BxD = jnp.argmax(belongs_BxDxL, axis=-1).astype(jnp.uint32)
     # Levels in the highest bits, uniform numbers in the 26 below.
     priority_BxD = (level_BxD << 26) | (random_priority(row_keys_B, length) >> 6)
+    if given_BxD is not None:
+        priority_BxD = jnp.where(given_BxD, jnp.uint32(0), priority_BxD)
     return sort_order(priority_BxD, lengths_B, given_BxD)
 
 

@@ -21,14 +21,13 @@ from ssmd_jax.evaluation import generate, report, trace
 from ssmd_jax.evaluation.settings import Setting
 from ssmd_jax.evaluation.statistics import to_json
 from ssmd_jax.sampling.canvas import ACCEPTED, GIVEN, REPLACED, UNVERIFIED, SampleResult
-from ssmd_jax.sampling.config import SpeculativeConfig
+from ssmd_jax.sampling.config import FIXED_ORDERS, SpeculativeConfig
 
 TEMPLATE = "visualize.html"
 # Where the data go: inside a script element of a type that no browser runs.
 PLACEHOLDER = "__DATA__"
 NAMES = {GIVEN: "given", ACCEPTED: "accepted", REPLACED: "replaced", UNVERIFIED: "unverified"}
 # Orders that are settled before the first pass; the others move the masked tracks at every pass.
-FIXED_ORDERS = ("random", "left_to_right")
 # What only the speculative sampler reads.
 VERIFIER_FIELDS = ("verify_rounds", "draft_temperature", "tie_first")
 IFRAME_HEIGHT = 720

@@ -13,7 +13,9 @@ from ssmd_jax.diffusion.masking import tie_first_track
 from ssmd_jax.diffusion.speculation import shape_log_prob
 from ssmd_jax.diffusion.window import Window, checked_table
 
-ORDERS = ("random", "left_to_right", "confidence", "entropy")
+# Orders that nothing sampled changes, and those that follow the draft's distributions.
+FIXED_ORDERS = ("random", "left_to_right", "dilated")
+ORDERS = (*FIXED_ORDERS, "confidence", "entropy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +29,15 @@ class SpeculativeConfig:
         temperature: of target and plain sampler; 0 takes the first maximum.
         top_p: the nucleus keeps the likeliest tokens with total probability at least this; 1 keeps all.
         draft_temperature: divides the draft's logits once more; never changes a verified law.
-        order: "random", "left_to_right", "confidence" (likeliest first), "entropy" (surest first), or a hashable
-            callable `(key, confidence_BxD, entropy_BxD, positions_BxD, num_revealed_B) -> priority_BxD`, highest first;
+        order: "random", "left_to_right", "dilated" (far apart first, `orders.dilated_order`), "confidence" (likeliest
+            first), "entropy" (surest first), or a hashable callable
+            `(key, confidence_BxD, entropy_BxD, positions_BxD, num_revealed_B) -> priority_BxD`, highest first;
             it is called with B = 1 (under `vmap`) and the row's own key; scores of revealed tracks are 0.
-            The last three re-order what is masked at every trunk pass, from the draft's distributions.
+            Of these the last three re-order what is masked at every trunk pass, from the draft's distributions.
         tie_first: the target logits of the first masked track are the draft's.
+        confidence_stop: a window ends before the first track but the first whose largest draft probability, at
+            temperature 1, is below this; 0 never. It looks at no drawn token, so that the target's law stays. Plays no
+            part in the plain sampler. Meant for the order "confidence".
     """
 
     window: Window
@@ -42,6 +48,7 @@ class SpeculativeConfig:
     draft_temperature: float = 1.0
     order: str | Callable = "random"
     tie_first: bool = False
+    confidence_stop: float = 0.0
 
     def __post_init__(self):
         rounds = self.verify_rounds
@@ -55,6 +62,8 @@ class SpeculativeConfig:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}")
         if not 0 < self.draft_temperature < math.inf:
             raise ValueError(f"draft_temperature must be positive and finite, got {self.draft_temperature!r}")
+        if not 0 <= self.confidence_stop <= 1:
+            raise ValueError(f"confidence_stop must lie in [0, 1], got {self.confidence_stop!r}")
         if not callable(self.order) and self.order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, or a callable, got {self.order!r}")
         try:
@@ -73,6 +82,7 @@ class SpeculativeConfig:
             draft_temperature=np.float32(self.draft_temperature),
             order=self.order,
             tie_first=self.tie_first,
+            confidence_stop=None if self.confidence_stop == 0 else np.float32(self.confidence_stop),
         )
 
 
@@ -89,6 +99,7 @@ class Laws:
         draft_temperature: positive.
         order: static.
         tie_first: static.
+        confidence_stop: None for 0, windows as the table says.
     """
 
     temperature: jax.Array | None
@@ -96,11 +107,12 @@ class Laws:
     draft_temperature: jax.Array
     order: str | Callable = flax.struct.field(pytree_node=False)
     tie_first: bool = flax.struct.field(pytree_node=False)
+    confidence_stop: jax.Array | None = None
 
     @property
     def adaptive(self) -> bool:
         """Whether the masked suffix is re-ordered at every trunk pass."""
-        return self.order not in ("random", "left_to_right")
+        return self.order not in FIXED_ORDERS
 
     def plain(self, logits: jax.Array) -> jax.Array:
         """Log-probabilities of the plain sampler from the draft's logits, `[..., V]`."""
@@ -109,6 +121,20 @@ class Laws:
     def proposal(self, draft_logits: jax.Array) -> jax.Array:
         """`log p`, what the speculative sampler drafts from, `[..., V]`."""
         return self.plain(draft_logits / self.draft_temperature)
+
+    def stopped(self, window_B: jax.Array, draft_logits_BxSxV: jax.Array) -> jax.Array:
+        """The windows, cut before the first track but the first of whose token the draft is not sure; int32 `[B]`.
+
+        Args:
+            window_B: tracks, at most `S`.
+            draft_logits_BxSxV: of the window's tracks.
+        """
+        if self.confidence_stop is None:
+            return window_B
+        confidence_BxS = jnp.exp(jnp.max(shape_log_prob(draft_logits_BxSxV), axis=-1))
+        stops_BxS = (confidence_BxS < self.confidence_stop) & (jnp.arange(confidence_BxS.shape[1])[None] > 0)
+        end_B = jnp.where(jnp.any(stops_BxS, axis=1), jnp.argmax(stops_BxS, axis=1), confidence_BxS.shape[1])
+        return jnp.minimum(window_B, end_B.astype(jnp.int32))
 
     def target(self, target_logits_BxSxV: jax.Array, draft_logits_BxSxV: jax.Array) -> jax.Array:
         """`log q` of a window's tracks, whose first is the pass's first masked track, `[B, S, V]`."""

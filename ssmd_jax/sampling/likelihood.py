@@ -91,7 +91,7 @@ def _of_rows(model, laws: Laws, rows, *, verify_rounds: int, size: int):
     tokens_BxD = jnp.where(is_sequence_BxD, to_order_space(tokens_BxD, order_BxD), model.num_tokens)
 
     def true_log_probs(i):
-        """`log p_{i,k}` and `log q_{i,k}` of the true tokens at tracks `i .. i+S-1`, `[B, S]` each."""
+        """`log p_{i,k}`, `log q_{i,k}` of the true tokens at tracks `i .. i+S-1`, `[B, S]`; the windows, `[B]`."""
         start_B = jnp.minimum(jnp.full((batch,), i, jnp.int32), lengths_B)
         context = model.trunk(tokens_BxD, order_BxD, start_B, lengths_B)
         draft_logits_BxSxV = model.draft_logits(context, start_B, size)
@@ -101,13 +101,14 @@ def _of_rows(model, laws: Laws, rows, *, verify_rounds: int, size: int):
         true_BxSx1 = jnp.minimum(true_BxS, model.num_tokens - 1)[..., None]  # padding holds the mask id
         of_true = lambda log_prob_BxSxV: jnp.take_along_axis(log_prob_BxSxV, true_BxSx1, axis=-1)[..., 0]
         log_p_BxSxV = laws.proposal(draft_logits_BxSxV)
-        return of_true(log_p_BxSxV), of_true(laws.target(target_logits_BxSxV, draft_logits_BxSxV))
+        log_q_BxSxV = laws.target(target_logits_BxSxV, draft_logits_BxSxV)
+        return of_true(log_p_BxSxV), of_true(log_q_BxSxV), laws.stopped(window_BxD[:, i], draft_logits_BxSxV)
 
-    log_p_DxBxS, log_q_DxBxS = jax.lax.map(true_log_probs, jnp.arange(length, dtype=jnp.int32))
+    log_p_DxBxS, log_q_DxBxS, window_DxB = jax.lax.map(true_log_probs, jnp.arange(length, dtype=jnp.int32))
     return sampler_log_likelihood(
         jnp.moveaxis(log_p_DxBxS, 0, 1),
         jnp.moveaxis(log_q_DxBxS, 0, 1),
-        window_BxD,
+        jnp.moveaxis(window_DxB, 0, 1),
         verify_rounds=verify_rounds,
         trunk_cost=model.trunk_cost,
         verify_cost=model.verify_cost,

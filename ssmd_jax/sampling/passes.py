@@ -16,7 +16,7 @@ from ssmd_jax.sampling.request import Rows, Rules
 from ssmd_jax.sampling.sizes import at_size
 
 
-def run(one_pass: Callable, model, rules: Rules, rows: Rows) -> SampleResult:
+def run(one_pass: Callable, model, rules: Rules, rows: Rows, round_cost: float | None = None) -> SampleResult:
     """Passes over all rows until the last is finished.
 
     Args:
@@ -24,6 +24,7 @@ def run(one_pass: Callable, model, rules: Rules, rows: Rows) -> SampleResult:
         model: satisfies `ssmd_jax.sampling.interface.SpeculativeModel`.
         rules: of all rows.
         rows: what each row is given.
+        round_cost: NFE of what `verify_rounds` counts; None for the model's `verify_cost`.
     """
     model, lengths_B = prepared(model), rows.known_lengths()
 
@@ -34,7 +35,8 @@ def run(one_pass: Callable, model, rules: Rules, rows: Rows) -> SampleResult:
     canvas = jax.lax.while_loop(unfinished, lambda canvas: one_pass(model, rules, rows, canvas), canvas)
     # A row takes part in every pass until it is finished: the slowest row's passes are the loop's.
     rows_computed = jnp.max(canvas.passes_B) * len(lengths_B)
-    return canvas_lib.finish(canvas, model.trunk_cost, model.verify_cost, rows_computed)
+    round_cost = model.verify_cost if round_cost is None else round_cost
+    return canvas_lib.finish(canvas, model.trunk_cost, round_cost, rows_computed)
 
 
 def run_trunk(model, canvas: Canvas, row_keys_B, lengths_B, laws: Laws, size: int):

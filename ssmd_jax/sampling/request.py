@@ -44,7 +44,7 @@ class Rows:
             self.given_BxD,
             self.known_lengths(),
             mask_id,
-            random_order=laws.order == "random",
+            laws.order,
         )
 
 

@@ -91,7 +91,8 @@ def one_pass(model, rules: Rules, rows: Rows, canvas: Canvas) -> Canvas:
         logits_BxSxV = model.draft_logits(context, start_B, size)
         log_p_BxSxV = rules.laws.proposal(logits_BxSxV)
         drafts_BxS = categorical(keys.fold_tracks(draft_keys_B, start_B, size), log_p_BxSxV)
-        drafted = _Drafted(context, window_B, drafts_BxS, log_p_BxSxV, logits_BxSxV)
+        stopped_B = rules.laws.stopped(window_B, logits_BxSxV)
+        drafted = _Drafted(context, stopped_B, drafts_BxS, log_p_BxSxV, logits_BxSxV)
         verified = _verify(model, rules, rows, canvas, drafted)
         return canvas_lib.reveal(
             canvas.replace(rounds_B=verified.rounds_B),

@@ -234,7 +234,7 @@ class SamplingConfig:
         temperature: of the distribution sampled from.
         top_p: nucleus of that distribution.
         draft_temperature: of the proposals alone; changes no law.
-        order: "random", "left_to_right", "confidence" or "entropy".
+        order: "random", "left_to_right", "dilated", "confidence" or "entropy".
         tie_first: the first track of each pass takes the draft as its target.
     """
 

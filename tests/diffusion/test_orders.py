@@ -35,6 +35,19 @@ def test_given_positions_come_first():
     assert ascending.tolist() == [[1, 4, 0, 2, 3], [1, 0, 2, 3, 4]]
 
 
+def test_dilated_order():
+    """Levels one after the other, each in random order; given positions first, ascending; padding last."""
+    assert orders.dilated_strides(8) == [4, 2, 1] and orders.dilated_strides(6) == [3, 1]
+    assert orders.dilated_strides(27, 3) == [9, 3, 1] and orders.dilated_strides(1) == [1]
+    order = np.asarray(orders.dilated_order(row_keys(3, 2000), jnp.full(2000, 8), 9))
+    assert set(map(tuple, order[:, :2].tolist())) == {(0, 4), (4, 0)}
+    assert set(map(tuple, order[:, 2:4].tolist())) == {(2, 6), (6, 2)}
+    assert len(set(map(tuple, order[:, 4:8].tolist()))) == 24 and (order[:, 8] == 8).all()
+    given = jnp.zeros((2000, 9), bool).at[:, jnp.array([1, 4])].set(True)
+    order = np.asarray(orders.dilated_order(row_keys(3, 2000), jnp.full(2000, 8), 9, given))
+    assert (order[:, :3] == [1, 4, 0]).all() and set(order[:, 3].tolist()) == {2, 6}
+
+
 def test_order_depends_on_neither_canvas_nor_batch():
     keys = row_keys(2, 3)
     wide = orders.uniform_order(keys, jnp.array([4, 6, 5]), 9)

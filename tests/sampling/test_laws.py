@@ -31,6 +31,7 @@ CONFIGS = {
     "left to right": SpeculativeConfig(ConstantWindow(3), 2, order="left_to_right"),
     "cool": SpeculativeConfig(FullWindow(), 2, temperature=0.6, draft_temperature=1.7),
     "nucleus": SpeculativeConfig(FullWindow(), 2, top_p=0.7, draft_temperature=0.8),
+    "stopped": SpeculativeConfig(FullWindow(), 2, confidence_stop=0.8, draft_temperature=1.4),
     "greedy": SpeculativeConfig(ConstantWindow(3), 1, temperature=0.0),
 }
 
@@ -133,12 +134,15 @@ def test_sampler_follows_the_recursion_along_its_own_orders():
     assert abs(sampled.mean() - mean_nfe) < 4 * sampled.std() / np.sqrt(NUM_SAMPLES)
 
 
-@pytest.mark.parametrize("order", ["random", "left_to_right", "confidence", "entropy"])
+@pytest.mark.parametrize("order", ["random", "left_to_right", "dilated", "confidence", "entropy"])
 @pytest.mark.parametrize("plain", [False, True], ids=["speculative", "plain"])
 def test_orders_and_prompts(order, plain):
     """Given tokens anywhere in the row; adaptive orders by enumeration."""
     model = tabular_model(LENGTH, seed=3)
-    config = SpeculativeConfig(ConstantWindow(2), 2, order=order, draft_temperature=1.3)
+    stop = 0.7 if order == "confidence" else 0.0
+    config = SpeculativeConfig(
+        ConstantWindow(3 if stop else 2), 2, order=order, draft_temperature=1.3, confidence_stop=stop
+    )
     module = ancestral if plain else speculative
     for given in ({}, {2: 1}, {0: 0, 3: 1}):
         prompt, mask = np.zeros((NUM_SAMPLES, LENGTH), np.int32), np.zeros((NUM_SAMPLES, LENGTH), bool)
