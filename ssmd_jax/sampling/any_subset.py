@@ -1,8 +1,8 @@
 """Two-pass any-subset speculation, ASSD (Guo and Ermon, arXiv 2504.20456; SAMPLERS section j).
 
 A pass drafts `k` tokens; an oracle scores each given the drafts before it; those up to the first rejection are
-accepted, and that one is replaced. So along a fixed order tokens follow the law of one token a pass, whatever `k` is: unlike the
-target of SSMD it does not move with the trunk pass.
+accepted, and that one is replaced. So along a fixed order tokens follow the law of one token a pass, whatever `k` is:
+unlike the target of SSMD it does not move with the trunk pass.
 
 Theirs is a two-stream network, whose oracle is one pass. A masked-diffusion trunk has no causal order: here the oracle
 is the `k` nested states as rows of one batch, `k` NFE, the first of which is the drafting pass itself. A round costs at
@@ -100,8 +100,9 @@ def one_pass(model, rules: Rules, rows: Rows, canvas: Canvas, *, size: int) -> C
     oracle_logits = nested_logits(model, tokens_BxD, canvas.positions_BxD, start_B, window_B, lengths_B, size)
     # The first state is that of the drafting pass.
     log_q_BxSxV = jnp.concatenate([log_p_BxSxV[:, :1], rules.laws.plain(oracle_logits)], axis=1)
+    verify_keys_B = keys.fold(keys.stream(rows.keys_B, keys.VERIFY), canvas.passes_B)
     outcome = accept_reject_round(
-        keys.fold(keys.stream(rows.keys_B, keys.VERIFY), canvas.passes_B),
+        keys.fold(verify_keys_B, jnp.zeros_like(start_B)),  # round 0, the only one
         drafts_BxS,
         log_p_BxSxV,
         log_q_BxSxV,

@@ -12,8 +12,8 @@ from ssmd_jax.sampling.any_subset import AnySubsetConfig
 from ssmd_jax.sampling.config import SpeculativeConfig
 from tests.enumeration import Law
 from tests.sampling.test_laws import chi_square
-from tests.strict import StrictModel
 from tests.tabular import tabular_model
+from tests.twin import speculative_row
 
 LENGTH, NUM_SAMPLES = 4, 20_000
 
@@ -66,19 +66,35 @@ def test_law_is_that_of_the_oracle(config):
         assert 0 < np.asarray(result.rejected).mean() < 2 and np.asarray(result.trunk_passes).mean() < LENGTH
 
 
-def test_calls_rows_and_budget():
-    """Calls of a strict model without jit are what is counted; prompts, lengths, budgets; rows alone."""
-    model, config = tabular_model(6, num_tokens=3, seed=2), AnySubsetConfig(drafts=3)
-    strict = StrictModel(model)
-    with jax.disable_jit():
-        alone = draw(strict, config, batch_size=1, length=6)
-    windows, left = [], 6
-    for number in range(1, int(alone.trunk_passes[0]) + 1):
-        windows.append(min(3, left))
-        left -= int((np.asarray(alone.revealed_in[0]) == number).sum())
-    assert int(alone.verify_rounds[0]) == sum(windows) - len(windows)
-    assert strict.calls["trunk"] == 2 * len(windows)
+def test_python_loop():
+    """Token for token the twin of the speculative sampler whose target is the draft given all tokens before."""
+    model, config, batch, length = tabular_model(6, num_tokens=3, seed=2), AnySubsetConfig(drafts=3), 8, 6
+    rng = np.random.default_rng(0)
+    prompt, mask = rng.integers(0, 3, (batch, length)), rng.random((batch, length)) < 0.2
+    result = draw(model, config, batch, 3, length, prompt=prompt, prompt_mask=mask)
+    for b in range(batch):
+        order, calls = np.asarray(result.order[b]).tolist(), []
 
+        def oracle(tokens, order, i, k):
+            calls.append(k)  # noqa: B023
+            return model.numpy_draft_logits(tokens, order, k, k)
+
+        given = prompt[b, order[: mask[b].sum()]].tolist()
+        row_key = jax.random.fold_in(jax.random.key(3), b)
+        twin = speculative_row(
+            model, row_key, config.speculative(), order, given, length, model.numpy_draft_logits, oracle
+        )
+        for field in ("tokens", "trunk_passes", "accepted", "rejected", "status", "revealed_in", "rejected_token"):
+            np.testing.assert_array_equal(np.asarray(getattr(result, field))[b], twin[field], err_msg=field)
+        # All states of a round are evaluated at once, those behind a rejection too: as many as it drafts.
+        starts = [twin["revealed_in"].index(number) for number in range(1, twin["trunk_passes"] + 1)]
+        drafted = sum(min(3, length - start) for start in starts)
+        assert len(calls) <= drafted == int(result.trunk_passes[b] + result.verify_rounds[b])
+
+
+def test_rows_and_budget():
+    """Prompts, lengths, budgets; a row alone."""
+    model = tabular_model(6, num_tokens=3, seed=2)
     lengths = np.array([6, 4, 6])
     prompt, mask = np.ones((3, 6), int), np.zeros((3, 6), bool)
     mask[0, [1, 5]], mask[2] = True, True
