@@ -85,6 +85,9 @@ class Embedding(nn.Module):
         # The gather's gradient adds rows of the table at once, and additions to one row wait for each other. Half of
         # all tracks hold the mask: its row is selected, so that its gradient is a sum, and the zeros that the masked
         # tracks then add are spread over the table. In float32, where the GPU adds without a retry.
+        # A table whose columns are sharded is made whole first, and its gradient taken apart last: the compiler would
+        # else exchange vectors of all tracks of the whole batch.
+        table_VxC = constrain(table_VxC, ("vocab", "embed_activation"))
         is_mask_BxD = tokens_BxD == self.num_tokens
         spread_BxD = jax.lax.broadcasted_iota(jnp.int32, tokens_BxD.shape, 1) % self.num_embeddings
         gathered_BxDxC = jnp.take(table_VxC, jnp.where(is_mask_BxD, spread_BxD, tokens_BxD), axis=0, mode="clip")
