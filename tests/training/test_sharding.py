@@ -1,6 +1,7 @@
 """The sharding table, the mesh, and that training is the same on any mesh."""
 
 import json
+import re
 import types
 
 import jax
@@ -176,3 +177,21 @@ def test_fsdp_needs_a_fifth_of_the_memory(optimizer):
         held[fsdp] = compiled.memory_analysis().argument_size_in_bytes - of_tokens
     print(f"bytes a device: {held[1]:,} and {held[8]:,}, ratio {held[8] / held[1]:.3f}")
     assert held[8] <= held[1] / 5
+
+
+@pytest.mark.parametrize(("data", "fsdp"), [(1, 4), (2, 2)])
+def test_no_vectors_of_the_whole_batch_are_exchanged(data, fsdp):
+    """The compiler once brought all tracks' vectors together, where the table of a gathered embedding is sharded."""
+    batch, width = 16, 24
+    config = tiny.config(
+        mesh__data=data, mesh__fsdp=fsdp, model__embedding="gather", model__width=width, training__batch_size=batch
+    )
+    mesh = sharding.make_mesh(config.mesh)
+    made = programs.make_programs(config, mesh, 27)
+    tokens = jax.ShapeDtypeStruct((batch, config.length), np.int32)
+    with sharding.activate(mesh, made.rules):
+        text = made.train_step.lower(made.abstract, tokens, sharding.root_key(mesh, 0)).compile().as_text()
+    exchanged = re.findall(r"= \S*?\[([\d,]*)\]\S* (?:all-reduce|all-gather|all-to-all|collective-permute)\(", text)
+    assert exchanged  # the parameters
+    largest = max(np.prod([int(size) for size in shape.split(",") if size]) for shape in exchanged)
+    assert largest < batch // data * config.length * width
