@@ -58,6 +58,7 @@ setuptools.setup(
         "test": TEST,
         "demo": DEMO,
         "formats": FORMATS,
+        "judge": ["torch>=2.4", "transformers>=5", "gguf>=0.10", "accelerate>=1.0"],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "eval": [*FORMATS, "matplotlib>=3.8"],
