@@ -2,6 +2,7 @@
 
     python -m launch.sample --workdir=runs/quickstart --num_samples=4
     python -m launch.sample --workdir=runs/quickstart --sampler=plain --delta_tau=0.02
+    python -m launch.sample --workdir=runs/quickstart --sampler=eb --sampler_args=gamma=0.5,temperature=0.9
     python -m launch.sample --workdir=runs/quickstart --prompt="the people of the "
     python -m launch.sample --workdir=runs/quickstart --infill="the con________ of the united ______" --trace
 

@@ -11,31 +11,29 @@ import numpy as np
 from ssmd_jax.data.tokenizers import Tokenizer
 from ssmd_jax.evaluation import text
 from ssmd_jax.evaluation.acceptance import Acceptance, acceptance
-from ssmd_jax.evaluation.settings import Setting
+from ssmd_jax.evaluation.settings import WINDOWED, Setting
 from ssmd_jax.evaluation.statistics import Estimate, mean
-from ssmd_jax.sampling import ancestral, speculative
+from ssmd_jax.sampling import registry
 from ssmd_jax.sampling.canvas import SampleResult
-
-_SAMPLERS = {"plain": ancestral.sample, "speculative": speculative.sample}
 
 
 class Row(NamedTuple):
     """What a table shows of one setting.
 
     Attributes:
-        sampler: "plain" or "speculative".
+        sampler: its name.
         setting: its label.
         num_samples: samples judged.
-        nfe: function evaluations a sample; a pass of the plain sampler counts as `trunk_cost`.
+        nfe: function evaluations a sample; a pass of the plain sampler or of a policy counts as `trunk_cost`.
         passes: trunk passes a sample.
-        rounds: verify rounds a sample.
+        rounds: verify rounds a sample, or what the sampler counts as such.
         batch_size: rows of a batch.
         seconds_per_batch: wall clock of one batch, compilation apart.
         seconds_per_sample: the same over `batch_size`.
         spelling: share of correctly spelled words; nan without a word list.
         unigram_entropy: nats.
         bigram_entropy: nats.
-        acceptance: share of the verified drafts that were accepted; nan for the plain sampler.
+        acceptance: share of the verified drafts that were accepted; nan where nothing is verified.
     """
 
     sampler: str
@@ -103,8 +101,11 @@ def draw(
     nothing = (np.zeros(length, np.int32), np.zeros(length, bool))
     tokens_D, given_D = nothing if prompt is None else (prompt, prompt_mask)
 
+    sample = registry.sample_of(setting.sampler)
+    extra = {} if setting.critic is None else {"critic": setting.critic}
+
     def batch(n: int, given_D) -> SampleResult:
-        return _SAMPLERS[setting.sampler](
+        return sample(
             model,
             keys[n * batch_size : (n + 1) * batch_size],
             setting.config,
@@ -112,6 +113,7 @@ def draw(
             length=length,
             prompt=np.broadcast_to(tokens_D, shape),
             prompt_mask=np.broadcast_to(given_D, shape),
+            **extra,
         )
 
     jax.block_until_ready(batch(0, np.arange(length) > 0))
@@ -165,12 +167,12 @@ class Comparison(NamedTuple):
 
     Attributes:
         row: its figures.
-        along: acceptance and NFE by fraction revealed.
+        along: acceptance and NFE by fraction revealed; None for samplers other than "plain" and "speculative".
         tokens: int `[num_samples, length]`, the samples.
     """
 
     row: Row
-    along: Acceptance
+    along: Acceptance | None
     tokens: np.ndarray
 
 
@@ -207,7 +209,8 @@ def compare(
         drawn = draw(model, setting, key, length=length, num_samples=num_samples, batch_size=batch_size)
         row = measure(drawn, setting, tokenizer, batch_size=batch_size, words=words)
         verify_cost = model.verify_cost if setting.sampler == "speculative" else 0.0
-        along = acceptance(drawn.result, model.trunk_cost, verify_cost)
+        known = setting.sampler in WINDOWED
+        along = acceptance(drawn.result, model.trunk_cost, verify_cost) if known else None
         comparisons.append(Comparison(row, along, drawn.result.tokens))
         if progress is not None:
             progress(f"{row.sampler} {row.setting}: {row.nfe.value:.1f} NFE, {row.seconds_per_batch:.2f} s a batch")

@@ -11,10 +11,12 @@ from rich.console import Console
 import ssmd_jax
 from ssmd_jax.data.tokenizers import Tokenizer
 from ssmd_jax.evaluation import bench, trace
+from ssmd_jax.evaluation.critics import critic_of
 from ssmd_jax.evaluation.prompts import GAP, encode_prompt
-from ssmd_jax.evaluation.settings import Setting, make_config
+from ssmd_jax.evaluation.settings import TRACED, Setting, named_config
 from ssmd_jax.evaluation.statistics import to_json
 from ssmd_jax.model.bound import HybridModel
+from ssmd_jax.sampling import registry
 from ssmd_jax.training.config import ExperimentConfig
 
 
@@ -55,6 +57,7 @@ def draw(
     workdir: os.PathLike | str,
     *,
     sampler: str = "speculative",
+    sampler_args: str = "",
     num_samples: int = 4,
     batch_size: int = 64,
     length: int | None = None,
@@ -68,21 +71,25 @@ def draw(
 
     Args:
         workdir: of a training run.
-        sampler: "plain" or "speculative".
+        sampler: a name of `ssmd_jax.sampling.registry`.
+        sampler_args: its arguments, as `registry.parse` reads them; they go before flags.
         num_samples: how many.
         batch_size: samples drawn at a time.
         length: tokens a sample; None for the length of training.
         seed: of all random numbers.
         prompt, infill, gap: as in `prompts.encode_prompt`.
-        **flags: fields of `SpeculativeConfig`, and `delta_tau`, that go before the config's `sampling` section; None
-            leaves the section's.
+        **flags: arguments of the sampler that are flags of their own; for "plain" and "speculative" they go before the
+            config's `sampling` section. None leaves them open.
 
     Raises:
         ValueError: for bad input, in one sentence.
     """
     model, tokenizer, config = ssmd_jax.load(os.path.expanduser(workdir))
     experiment = ExperimentConfig.from_config_dict(config)
-    setting = Setting(sampler, sampler, make_config(experiment.sampling, **flags))
+    given = {name: value for name, value in flags.items() if value is not None}
+    given |= registry.parse(sampler, sampler_args)
+    config = named_config(sampler, given, experiment.sampling)
+    setting = Setting(sampler, sampler, config, critic_of(config, model, workdir))
     length = experiment.length if length is None else length
     tokens, given = encode_prompt(tokenizer, length, prompt=prompt, infill=infill, gap=gap) or (None, None)
     drawn = bench.draw(
@@ -112,6 +119,8 @@ def generate(workdir: os.PathLike | str, *, trace_first: bool = False, **options
     Raises:
         ValueError: for bad input, in one sentence.
     """
+    if trace_first and options.get("sampler", "speculative") not in TRACED:
+        raise ValueError(f"trace shows the samplers {', '.join(TRACED)}, not {options['sampler']!r}")
     generated = draw(workdir, **options)
     model, sampler, drawn = generated.model, generated.setting.sampler, generated.drawn
     if trace_first:

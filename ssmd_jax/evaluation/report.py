@@ -14,10 +14,19 @@ from ssmd_jax.data import pipeline
 from ssmd_jax.data.pipeline import Data, Records
 from ssmd_jax.data.tokenizers import Tokenizer
 from ssmd_jax.evaluation import bench, likelihood, tables, text
-from ssmd_jax.evaluation.settings import Setting, make_config, needs_profile, parse_settings
+from ssmd_jax.evaluation.critics import critic_of
+from ssmd_jax.evaluation.settings import (
+    DEFAULT_SETTINGS,
+    Setting,
+    make_config,
+    needs_profile,
+    parse_settings,
+    sweep_settings,
+    with_critics,
+)
 from ssmd_jax.evaluation.statistics import to_json
 from ssmd_jax.model.bound import HybridModel
-from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.model.networks import make_network
 from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.recommend import PROFILE_FILE, Profile
 from ssmd_jax.training.config import ExperimentConfig
@@ -42,7 +51,7 @@ def held_out_records(data: Data, split: str) -> Records:
 def validation(model: HybridModel, experiment: ExperimentConfig, records: Records) -> Validation:
     """The training program's validation: on its records the same batches, orders and masks."""
     training = experiment.training
-    eval_step = jax.jit(make_eval_step(HybridTransformer(model.config), experiment.loss))
+    eval_step = jax.jit(make_eval_step(make_network(model.config), experiment.loss))
     batches = pipeline.eval_batches(
         records, batch_size=training.validation_batch_size, num_batches=training.eval_batches
     )
@@ -98,7 +107,8 @@ def evaluate(
 
     Returns:
         JSON values: "split", "validation", "bounds" (None without likelihood sequences), "data" (figures of held-out
-        text, as many tokens as samples have), "samplers" and "acceptance" (one entry a setting).
+        text, as many tokens as samples have), "samplers" (one entry a setting) and "acceptance" (one for each setting
+        of the samplers "plain" and "speculative").
 
     Raises:
         ValueError: for numbers out of range or a split that is not there, before any work, and as the parts do.
@@ -159,20 +169,31 @@ def evaluate(
             "data": of_data,
             "samplers": [each.row for each in compared],
             "acceptance": [
-                {"sampler": each.row.sampler, "setting": each.row.setting, **each.along._asdict()} for each in compared
+                {"sampler": each.row.sampler, "setting": each.row.setting, **each.along._asdict()}
+                for each in compared
+                if each.along is not None
             ],
         }
     )
 
 
 def evaluate_workdir(
-    workdir: os.PathLike | str, *, settings_text: str, word_list: os.PathLike | str | None = None, **options
+    workdir: os.PathLike | str,
+    *,
+    settings_text: str | None = None,
+    samplers: str | None = None,
+    sweep: str = "",
+    word_list: os.PathLike | str | None = None,
+    **options,
 ) -> dict[str, Any]:
     """Evaluates a training run: what `launch/evaluate.py` does.
 
     Args:
         workdir: of a training run.
-        settings_text: the samplers, as `settings.parse_settings` reads them.
+        settings_text: settings of "plain" and "speculative", as `settings.parse_settings` reads them; None for those
+            of `settings.DEFAULT_SETTINGS`, or none beside `samplers`.
+        samplers: names of any samplers, as `settings.sweep_settings` reads them; None for none.
+        sweep: what they run through, likewise.
         word_list: path of the known words; None for those of the training text.
         **options: sizes, split and seed, as in `evaluate`.
 
@@ -185,10 +206,18 @@ def evaluate_workdir(
     words = None if word_list is None else text.read_word_list(word_list)
     model, tokenizer, config = ssmd_jax.load(os.path.expanduser(workdir))
     experiment = ExperimentConfig.from_config_dict(config)
-    profile = None
-    if needs_profile(settings_text):
+    if sweep and samplers is None:
+        raise ValueError("sweep needs samplers to run through: give their names")
+    if settings_text is None and samplers is None:
+        settings_text = DEFAULT_SETTINGS
+    profile, settings = None, []
+    if settings_text is not None and needs_profile(settings_text):
         profile = Profile.load(pathlib.Path(os.path.expanduser(workdir)) / PROFILE_FILE)
-    settings = parse_settings(settings_text, experiment.sampling, profile)
+    if settings_text is not None:
+        settings += parse_settings(settings_text, experiment.sampling, profile)
+    if samplers is not None:
+        named = sweep_settings(samplers, sweep, experiment.sampling)
+        settings += with_critics(named, lambda config: critic_of(config, model, workdir))
     check_sizes(**{name: value for name, value in options.items() if name not in ("seed", "split")})
     results = evaluate(
         model,

@@ -2,13 +2,19 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
+from typing import Any
 
 from ssmd_jax.diffusion.window import window_by_name
+from ssmd_jax.sampling import registry
 from ssmd_jax.sampling.config import ORDERS, SpeculativeConfig
 from ssmd_jax.sampling.recommend import Profile, recommend
 from ssmd_jax.training.config import SamplingConfig
 
-SAMPLERS = ("plain", "speculative")
+# Those that the config's `sampling` section describes.
+WINDOWED = ("plain", "speculative")
+# Those whose history tells all their passes and rounds, so that they can be shown pass by pass.
+TRACED = (*WINDOWED, "big_little")
 BEST = re.compile(r"best([0-9.]+)")
 # Those of METHOD.md section 8: the step of the cosine window, and for the speculative sampler the verify rounds.
 DEFAULT_SETTINGS = (
@@ -23,18 +29,19 @@ class Setting:
     """One sampler with its configuration.
 
     Attributes:
-        sampler: "plain" (drafts alone) or "speculative".
+        sampler: a name of `ssmd_jax.sampling.registry`.
         label: how the user wrote the setting, for tables.
-        config: the configuration.
+        config: the configuration, a `SpeculativeConfig` for "plain" (drafts alone) and "speculative".
+        critic: what the sampler asks besides the network; None for most.
     """
 
     sampler: str
     label: str
-    config: SpeculativeConfig
+    config: Any
+    critic: Any = None
 
     def __post_init__(self):
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler must be one of {', '.join(SAMPLERS)}, got {self.sampler!r}")
+        registry.entry(self.sampler)
 
 
 def make_config(sampling: SamplingConfig, *, window: str | None = None, delta_tau=None, **flags) -> SpeculativeConfig:
@@ -58,6 +65,71 @@ def make_config(sampling: SamplingConfig, *, window: str | None = None, delta_ta
             "cosine" if window is None else window, sampling.delta_tau if delta_tau is None else delta_tau
         )
     return dataclasses.replace(sampling.speculative(), **given)
+
+
+def named_config(name: str, given: dict[str, Any], sampling: SamplingConfig) -> Any:
+    """The configuration of any sampler; what `given` leaves open comes from the section, or is the sampler's default.
+
+    Args:
+        name: of `ssmd_jax.sampling.registry`.
+        given: arguments by name.
+        sampling: the config's section, for "plain" and "speculative" alone.
+
+    Raises:
+        ValueError: for a sampler or an argument that is not there, or a value out of range.
+    """
+    if name not in WINDOWED:
+        return registry.make(name, given)
+    for field in given:
+        if field not in registry.arguments(name):
+            raise ValueError(f"sampler {name} has no argument {field!r}")
+    return make_config(sampling, **given)
+
+
+def sweep_settings(names: str, sweep: str, sampling: SamplingConfig) -> list[Setting]:
+    """Several samplers, each with several values of an argument.
+
+    Args:
+        names: samplers, separated by commas; each may have fixed arguments behind colons, as in `eb:temperature=0.9`.
+        sweep: `ARGUMENT=VALUE:VALUE...`, separated by commas, as in `steps=16:32,gamma=0.1:1`: what samplers with this
+            argument run through. A sampler with none of them runs through its own default values.
+        sampling: the config's section.
+
+    Returns:
+        The settings, sampler by sampler.
+
+    Raises:
+        ValueError: naming the sampler, the argument, or a sweep that no sampler follows.
+    """
+    values = {}
+    for item in filter(None, sweep.split(",")):
+        field, equals, listed = item.partition("=")
+        if not equals or not all(listed.split(":")):
+            raise ValueError(f"sweep must be ARGUMENT=VALUE:VALUE... separated by commas, got {item!r}")
+        values[field.strip()] = listed.split(":")
+    settings, unused = [], set(values)
+    for entry in names.split(","):
+        name, *fixed = entry.strip().split(":")
+        fixed = registry.parse(name, ",".join(fixed))
+        fields = [field for field in values if field in registry.arguments(name) and field not in fixed]
+        unused -= set(fields)
+        own = registry.entry(name)
+        if len(fields) > 1:
+            raise ValueError(f"sweep has several arguments of sampler {name}: {', '.join(fields)}; leave one")
+        field = fields[0] if fields else own.knob
+        listed = [registry.read_value(name, field, text) for text in values[field]] if fields else own.values
+        for value in [None] if field in fixed else listed:
+            given = fixed if value is None else {**fixed, field: value}
+            label = " ".join(f"{key}={text}" for key, text in given.items())
+            settings.append(Setting(name, label, named_config(name, given, sampling)))
+    if unused:
+        raise ValueError(f"sweep: no sampler of {names} has an argument {', '.join(sorted(unused))} to run through")
+    return settings
+
+
+def with_critics(settings: Sequence[Setting], critic_of) -> list[Setting]:
+    """The settings with what their samplers ask; `critic_of(config)` makes it."""
+    return [dataclasses.replace(setting, critic=critic_of(setting.config)) for setting in settings]
 
 
 def needs_profile(text: str) -> bool:

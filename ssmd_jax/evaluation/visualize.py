@@ -18,7 +18,7 @@ import numpy as np
 from ssmd_jax.data.tokenizers import Tokenizer
 from ssmd_jax.diffusion.window import checked_table
 from ssmd_jax.evaluation import generate, report, trace
-from ssmd_jax.evaluation.settings import Setting
+from ssmd_jax.evaluation.settings import WINDOWED, Setting
 from ssmd_jax.evaluation.statistics import to_json
 from ssmd_jax.sampling.canvas import ACCEPTED, GIVEN, REPLACED, UNVERIFIED, SampleResult
 from ssmd_jax.sampling.config import FIXED_ORDERS, SpeculativeConfig
@@ -152,7 +152,7 @@ def _passes(
 
 def _windows(config: SpeculativeConfig, length: int) -> np.ndarray | None:
     """Tracks drafted by tokens revealed, where that and the order alone say which positions were drafted."""
-    if config.budget_nfe is not None or config.order not in FIXED_ORDERS:
+    if config.budget_nfe is not None or config.order not in FIXED_ORDERS or config.confidence_stop:
         return None
     return checked_table(config.window, length)
 
@@ -182,6 +182,8 @@ def visualize(workdir: os.PathLike | str, output: os.PathLike | str, **options) 
         ValueError: for bad input, and where the output cannot be written, in one sentence.
     """
     report.check_output(output)
+    if options.get("sampler", "speculative") not in WINDOWED:
+        raise ValueError(f"the page shows the samplers {', '.join(WINDOWED)}, not {options['sampler']!r}")
     generated = generate.draw(workdir, **options)
     model, result = generated.model, generated.drawn.result
     made = page(

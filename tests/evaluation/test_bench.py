@@ -7,7 +7,7 @@ import pytest
 from ssmd_jax.data.tokenizers import make_tokenizer
 from ssmd_jax.evaluation import bench, tables, text
 from ssmd_jax.evaluation.settings import Setting
-from ssmd_jax.sampling import ancestral, speculative
+from ssmd_jax.sampling import ancestral, registry, speculative
 from tests.evaluation.drawn import BATCH, CASES, LENGTH, model
 
 SETTINGS = [Setting(*(CASES[name][0], name, CASES[name][1])) for name in ("plain", "cosine")]
@@ -72,7 +72,7 @@ def test_the_clock_runs_on_a_compiled_program(monkeypatch):
         masks.append(int((~prompt_mask).sum(axis=1).max()))
         return speculative.sample(*args, prompt_mask=prompt_mask, **kwargs)
 
-    monkeypatch.setitem(bench._SAMPLERS, "speculative", recorded)
+    monkeypatch.setitem(registry.REGISTRY, "speculative", registry.entry("speculative")._replace(sample=recorded))
     bench.draw(model(), setting, KEY, length=LENGTH, num_samples=BATCH, batch_size=BATCH)
     before = speculative._sample._cache_size()
     bench.draw(model(), setting, KEY, length=LENGTH, num_samples=9, batch_size=BATCH)

@@ -42,3 +42,32 @@ def test_nothing_to_draw_is_refused():
         plot.quality_against_nfe({})
     with pytest.raises(ValueError, match="no row of 'mine' has a spelling accuracy"):
         plot.quality_against_nfe({"mine": [row("plain", 8.0, NAN)]})
+
+
+def results(rows):
+    """Of `report.evaluate`, as far as they are drawn."""
+    return to_json({"device": "cpu", "data": {"unigram_entropy": 2.8}, "samplers": rows})
+
+
+def test_samplers_become_curves(tmp_path):
+    """One line for each sampler with its fixed arguments, in three panels; unjudged rows still show their entropy."""
+    settings = ["steps=8", "steps=16", "block=4 steps=8", "steps=8"]
+    rows = [
+        row(name, nfe, spelling)._replace(setting=setting, seconds_per_sample=nfe / 10, unigram_entropy=2.7)
+        for name, nfe, spelling, setting in zip(
+            ["llada", "llada", "llada", "eb"], [8.0, 16.0, 9.0, 7.0], [0.4, 0.5, 0.6, NAN], settings, strict=True
+        )
+    ]
+    assert [plot.curve_name(each) for each in to_json(rows)] == ["llada", "llada", "llada block=4", "eb"]
+    for ending in ("png", "svg"):
+        path = tmp_path / f"samplers.{ending}"
+        plot.check(path)
+        plot.plot_samplers(results(rows), path)
+        assert path.stat().st_size > 1000
+    assert "llada block=4" in plot.samplers_figure(results(rows)).axes[2].get_legend().get_texts()[1].get_text()
+
+
+def test_pictures_that_cannot_be_written(tmp_path):
+    for path, words in ((tmp_path / "a.txt", "ending"), (tmp_path / "none" / "a.png", "no folder")):
+        with pytest.raises(ValueError, match=words):
+            plot.check(path)

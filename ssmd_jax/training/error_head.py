@@ -1,0 +1,184 @@
+"""Trains the error head of G-Star on a finished run (arXiv 2510.08369; SAMPLERS section h).
+
+A training row is masked as in training, its masks are filled at once from the draft, and the head learns which tokens
+of the complete row are not the true ones. Theirs takes one step of the sampler and labels `x_s != x_0`; this is its
+case `s = 0`, which is what the head is shown when sampling. The trunk is frozen.
+"""
+
+import os
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ssmd_jax.data import pipeline
+from ssmd_jax.diffusion import masking, orders
+from ssmd_jax.diffusion.speculation import categorical, shape_log_prob
+from ssmd_jax.model import weights
+from ssmd_jax.model.bound import HybridModel
+from ssmd_jax.model.error_head import ErrorCritic, ErrorHead, error_logits
+from ssmd_jax.training import keys, loading
+from ssmd_jax.training.config import ExperimentConfig
+
+FILE = "error_head.safetensors"
+WARMUP = 20
+
+
+class Completed(NamedTuple):
+    """Rows whose masks were filled from the draft, in order space.
+
+    Attributes:
+        tokens_BxD: the complete rows.
+        positions_BxD: position of each track.
+        is_wrong_BxD: bool, tokens that are not the true ones; never a revealed one.
+    """
+
+    tokens_BxD: jax.Array
+    positions_BxD: jax.Array
+    is_wrong_BxD: jax.Array
+
+
+def complete(model: HybridModel, tokens_BxD: jax.Array, key: jax.Array) -> Completed:
+    """Masks true rows as the training loss does (METHOD.md section 4), and fills them at once from the draft.
+
+    Args:
+        model: of the run.
+        tokens_BxD: int, full rows in sequence order.
+        key: of the batch.
+    """
+    batch, length = tokens_BxD.shape
+    lengths_B = np.full(batch, length, np.int32)
+    order_BxD = orders.uniform_order(keys.row_keys(keys.stream(key, "order"), batch), jnp.asarray(lengths_B), length)
+    revealed_B = masking.stratified_num_revealed(keys.stream(key, "reveal"), jnp.asarray(lengths_B))
+    true_BxD = orders.to_order_space(tokens_BxD, order_BxD)
+    context = model.trunk(true_BxD, order_BxD, revealed_B, lengths_B)
+    log_prob_BxDxV = shape_log_prob(model.draft_logits(context, jnp.zeros_like(revealed_B), length))
+    row_keys_B = keys.row_keys(keys.stream(key, "draft"), batch)
+    draw_keys_BxD = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(row_keys_B, jnp.arange(length))
+    is_masked_BxD = jnp.arange(length)[None] >= revealed_B[:, None]
+    filled_BxD = jnp.where(is_masked_BxD, categorical(draw_keys_BxD, log_prob_BxDxV), true_BxD)
+    return Completed(filled_BxD, order_BxD, filled_BxD != true_BxD)
+
+
+def loss_fn(params, model: HybridModel, tokens_BxD: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
+    """Binary cross entropy of the head, nats a token.
+
+    Args:
+        params: of the head.
+        model: of the run, frozen.
+        tokens_BxD: int, full rows in sequence order.
+        key: of the batch.
+
+    Returns:
+        The loss, and `(logits, labels)`, `[B, D]` each.
+    """
+    batch, length = tokens_BxD.shape
+    done = complete(model, tokens_BxD, key)
+    lengths_B = np.full(batch, length, np.int32)
+    h_BxDxC, _, _ = model.hidden(done.tokens_BxD, done.positions_BxD, jnp.asarray(lengths_B), lengths_B)
+    logits_BxD = error_logits(params, jax.lax.stop_gradient(h_BxDxC))
+    losses_BxD = optax.sigmoid_binary_cross_entropy(logits_BxD, done.is_wrong_BxD.astype(jnp.float32))
+    return jnp.mean(losses_BxD), (logits_BxD, done.is_wrong_BxD)
+
+
+def make_train_step(model: HybridModel, optimizer: optax.GradientTransformation):
+    """The step `(params, optimizer state, tokens [B, D], key) -> (params, optimizer state, loss)`, jitted."""
+
+    @jax.jit
+    def step(model, params, opt_state, tokens_BxD, key):
+        (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, model, tokens_BxD, key)
+        updates, opt_state = optimizer.update(gradient, opt_state, params)
+        return optax.apply_updates(params, updates), opt_state, loss
+
+    return lambda params, opt_state, tokens_BxD, key: step(model, params, opt_state, tokens_BxD, key)
+
+
+def ranking_quality(logits: np.ndarray, is_wrong: np.ndarray) -> float:
+    """Chance that a wrong token has the larger logit of a wrong and a right one; .5 is blind, nan without both."""
+    logits, is_wrong = np.ravel(logits), np.ravel(is_wrong)
+    wrong, right = int(is_wrong.sum()), int((~is_wrong).sum())
+    if not wrong or not right:
+        return float("nan")
+    _, index, counts = np.unique(logits, return_inverse=True, return_counts=True)
+    mean_rank = (np.cumsum(counts) - (counts - 1) / 2)[index]
+    return float((mean_rank[is_wrong].sum() - wrong * (wrong + 1) / 2) / (wrong * right))
+
+
+def train(
+    workdir: os.PathLike | str,
+    *,
+    steps: int = 500,
+    batch_size: int = 32,
+    learning_rate: float = 1e-3,
+    hidden: int = 256,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """Trains the head on a run's training text and keeps it in the workdir: what `launch/error_head.py` does.
+
+    Args:
+        workdir: of a finished training run.
+        steps: of AdamW with a cosine decay; theirs 50,000 of 512 rows.
+        batch_size: rows a step.
+        learning_rate: at its peak.
+        hidden: width of the head.
+        seed: of everything random here.
+
+    Returns:
+        JSON values: "output", "steps", and of held-out rows "loss" (nats a token), "loss_of_the_share" (that of knowing
+        the share of wrong tokens alone), "share_wrong", "ranking_quality" (see `ranking_quality`).
+
+    Raises:
+        ValueError: for numbers out of range, or a workdir that cannot be read.
+    """
+    for name, value in (("steps", steps), ("batch_size", batch_size), ("hidden", hidden)):
+        if value < 1:
+            raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
+    if not learning_rate > 0:
+        raise ValueError(f"learning_rate must be positive, got {learning_rate}")
+    folder = pathlib.Path(os.path.expanduser(workdir))
+    model, _, config = loading.load(folder)
+    experiment = ExperimentConfig.from_config_dict(config)
+    data = pipeline.load_data(experiment.data, experiment.length)
+    key = jax.random.key(seed)
+    params = ErrorHead(hidden).init(keys.stream(key, "init"), jnp.zeros((1, 1, model.config.width)))["params"]
+    schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(WARMUP, steps), steps + 1)
+    optimizer = optax.adamw(schedule)
+    step, opt_state = make_train_step(model, optimizer), optimizer.init(params)
+    batches = pipeline.train_batches(data.train, global_batch_size=batch_size, seed=seed)
+    for n in range(steps):
+        params, opt_state, loss = step(params, opt_state, next(batches), jax.random.fold_in(key, n))
+        if (n + 1) % max(steps // 10, 1) == 0:
+            print(f"error head, step {n + 1}: {float(loss):.4f} nats a token", file=sys.stderr, flush=True)
+    params = jax.device_get(params)
+    if not all(np.isfinite(x).all() for x in jax.tree.leaves(params)):
+        raise ValueError("the error head has become infinite: lower learning_rate")
+    weights.save(folder / FILE, params, "float32")
+    judged = jax.jit(loss_fn)
+    rows = data.valid[np.arange(min(4 * batch_size, len(data.valid))) * len(data.valid) // (4 * batch_size)]
+    loss, (logits_BxD, is_wrong_BxD) = jax.device_get(judged(params, model, rows, keys.stream(key, "valid")))
+    share = float(is_wrong_BxD.mean())
+    entropy = -sum(p * np.log(p) for p in (share, 1 - share) if p > 0)
+    return {
+        "output": str(folder / FILE),
+        "steps": steps,
+        "loss": float(loss),
+        "loss_of_the_share": float(entropy),
+        "share_wrong": share,
+        "ranking_quality": ranking_quality(logits_BxD, is_wrong_BxD),
+    }
+
+
+def load(workdir: os.PathLike | str, model: HybridModel) -> ErrorCritic:
+    """The critic of a workdir whose head was trained.
+
+    Raises:
+        ValueError: where there is none.
+    """
+    file = pathlib.Path(workdir) / FILE
+    if not file.is_file():
+        raise ValueError(f"workdir {workdir} has no error head: launch/error_head.py trains one")
+    return ErrorCritic(model, jax.tree.map(jnp.asarray, weights.load(file)))
