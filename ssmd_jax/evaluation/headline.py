@@ -1,0 +1,236 @@
+"""How much less a model costs than a baseline at equal quality, from what `launch/evaluate.py` wrote of both.
+
+The baseline's points at chosen numbers of trunk passes name the qualities; the candidate's cost there is interpolated
+on its curve, linearly in the logarithm of the cost.
+"""
+
+import itertools
+import json
+import math
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from ssmd_jax.evaluation import tables
+from ssmd_jax.evaluation.benchmark import plot
+from ssmd_jax.evaluation.statistics import Estimate, to_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+COSTS = ("nfe", "seconds_per_sample")
+PASSES = (24, 44, 80)
+
+
+class Point(NamedTuple):
+    """A setting of a sampler.
+
+    Attributes:
+        label: sampler and setting.
+        cost: of a sample, in the unit of the curve.
+        quality: spelling accuracy.
+    """
+
+    label: str
+    cost: float
+    quality: Estimate
+
+
+class Gain(NamedTuple):
+    """What the candidate saves at the quality of one of the baseline's points.
+
+    Attributes:
+        baseline: the point.
+        cost: of the candidate at that quality, interpolated; nan where its curve does not reach it.
+        ratio: the baseline's cost over it, with the standard error that both qualities' errors give it.
+        entropy_difference: unigram entropy of the candidate's nearest point minus the baseline's, nats.
+        between: labels of the candidate's two points.
+    """
+
+    baseline: Point
+    cost: float
+    ratio: Estimate
+    entropy_difference: float
+    between: tuple[str, str]
+
+
+def curve(rows: Sequence[Mapping[str, Any]], cost: str) -> list[Point]:
+    """The points of a sampler that no cheaper one is as good as, by cost.
+
+    Args:
+        rows: entries of "samplers" in what `launch/evaluate.py` wrote.
+        cost: one of `COSTS`.
+    """
+    points = sorted((_point(row, cost) for row in rows), key=lambda point: point.cost)
+    best, kept = -math.inf, []
+    for point in points:
+        if point.quality.value > best:
+            kept.append(point)
+            best = point.quality.value
+    return kept
+
+
+def gain(baseline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], cost: str) -> Gain:
+    """The gain at one of the baseline's settings.
+
+    Args:
+        baseline: the setting, an entry of "samplers".
+        rows: the candidate's settings.
+        cost: one of `COSTS`.
+
+    Returns:
+        A `Gain`; its ratio is nan where the candidate's curve does not reach the quality from both sides.
+    """
+    point, points = _point(baseline, cost), curve(rows, cost)
+    quality = point.quality.value
+    for low, high in itertools.pairwise(points):
+        if low.quality.value <= quality <= high.quality.value:
+            break
+    else:
+        nothing = Estimate(math.nan, math.nan)
+        return Gain(point, math.nan, nothing, math.nan, ("", ""))
+    step = high.quality.value - low.quality.value
+    share = (quality - low.quality.value) / step
+    slope = (math.log(high.cost) - math.log(low.cost)) / step
+    value = math.exp(math.log(low.cost) + share * step * slope)
+    # The log of the candidate's cost moves by `slope` times an error of the baseline's quality, and by as much times
+    # the interpolated error of its own.
+    errors = (point.quality, low.quality, high.quality)
+    weights = (1.0, 1.0 - share, share)
+    error = abs(slope) * math.hypot(*(w * e.standard_error for w, e in zip(weights, errors, strict=True)))
+    ratio = point.cost / value
+    nearest = low if share < 0.5 else high
+    entropy = {_label(row): row["unigram_entropy"] for row in rows}
+    difference = entropy[nearest.label] - baseline["unigram_entropy"]
+    return Gain(point, value, Estimate(ratio, ratio * error), difference, (low.label, high.label))
+
+
+def gains(
+    baseline_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], passes: Sequence[int] = PASSES
+) -> dict[str, list[Gain]]:
+    """The gains at the baseline's settings with so many trunk passes, for every cost.
+
+    Raises:
+        ValueError: where no setting of the baseline has so many passes.
+    """
+    found = {}
+    for cost in COSTS:
+        found[cost] = []
+        for count in passes:
+            near = [row for row in baseline_rows if round(row["passes"]) == count]
+            if not near:
+                raise ValueError(f"the baseline has no setting with {count} trunk passes")
+            found[cost].append(gain(near[0], rows, cost))
+    return found
+
+
+def _label(row: Mapping[str, Any]) -> str:
+    return f"{row['sampler']} {row['setting']}"
+
+
+def _point(row: Mapping[str, Any], cost: str) -> Point:
+    value = row[cost]
+    cost_value = value["value"] if isinstance(value, Mapping) else value
+    return Point(_label(row), float(cost_value), Estimate(row["spelling"]["value"], row["spelling"]["standard_error"]))
+
+
+def gains_table(found: Mapping[str, Sequence[Gain]]) -> str:
+    """One line a cost and point of the baseline: both costs, their ratio with two standard errors, entropy."""
+    lines = [("cost", "baseline", "accuracy", "its cost", "ours", "ratio", "+-2se", "entropy", "between")]
+    for cost, points in found.items():
+        for each in points:
+            number = lambda value, form: "-" if math.isnan(value) else format(value, form)
+            lines.append(
+                (
+                    cost,
+                    each.baseline.label,
+                    f"{each.baseline.quality.value:.4f}",
+                    f"{each.baseline.cost:.4g}",
+                    number(each.cost, ".4g"),
+                    number(each.ratio.value, ".2f"),
+                    number(2 * each.ratio.standard_error, ".2f"),
+                    number(each.entropy_difference, "+.4f"),
+                    ", ".join(filter(None, each.between)) or "out of reach",
+                )
+            )
+    return tables.align(lines, num_left=2)
+
+
+def figure(baseline: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> "Figure":
+    """Spelling accuracy against NFE and against seconds, and unigram entropy against NFE; two standard errors.
+
+    Args:
+        baseline: entries of "samplers", drawn as circles.
+        rows: the candidate's, drawn as squares.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
+    plot.check()
+    from matplotlib.figure import Figure
+
+    made = Figure(figsize=(14, 4), layout="constrained")
+    panels = (
+        ("nfe", "spelling", "function evaluations a sample", "spelling accuracy"),
+        ("seconds_per_sample", "spelling", "ms a sample", "spelling accuracy"),
+        ("nfe", "unigram_entropy", "function evaluations a sample", "unigram entropy, nats"),
+    )
+    for axes, (cost, what, xlabel, ylabel) in zip(made.subplots(1, 3), panels, strict=True):
+        for name, marker, group in (("baseline", "o--", baseline), ("speculative", "s-", rows)):
+            unit = 1000 if cost == "seconds_per_sample" else 1
+            found = []
+            for row in group:
+                value = row[what]
+                error = 2 * (value["standard_error"] or 0.0) if isinstance(value, Mapping) else 0.0
+                level = value["value"] if isinstance(value, Mapping) else value
+                found.append((unit * _point(row, cost).cost, level, error))
+            x, y, bars = zip(*sorted(found), strict=True)
+            axes.errorbar(x, y, yerr=bars, fmt=marker, markersize=4, capsize=2, label=name)
+        axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
+        axes.grid(alpha=0.3)
+        axes.legend()
+    return made
+
+
+def read_rows(files: Sequence[os.PathLike | str], sampler: str) -> list[dict[str, Any]]:
+    """The settings of one sampler in files of `launch/evaluate.py`.
+
+    Raises:
+        ValueError: for a file that cannot be read, or where none has that sampler.
+    """
+    rows = []
+    for file in files:
+        try:
+            content = json.loads(pathlib.Path(os.path.expanduser(file)).read_text(encoding="utf-8"))
+            rows += [row for row in content["samplers"] if row["sampler"] == sampler]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{file} is no file of launch/evaluate.py: {error}") from None
+    if not rows:
+        raise ValueError(f"there is no setting of the {sampler} sampler in {', '.join(map(str, files))}")
+    return rows
+
+
+def compare_files(
+    baseline: Sequence[str], candidate: Sequence[str], passes: Sequence[int], plots: Sequence[str] = ()
+) -> tuple[dict[str, Any], str]:
+    """Gains of a candidate over a baseline: what `launch/compare.py` does.
+
+    Args:
+        baseline: files of `launch/evaluate.py` with its plain sampler.
+        candidate: files with the speculative sampler.
+        passes: of the baseline's settings that name the qualities.
+        plots: pictures to write; their endings name the formats.
+
+    Returns:
+        JSON values by cost, and the table.
+
+    Raises:
+        ValueError: as `read_rows` and `gains`.
+        ImportError: for plots without matplotlib.
+    """
+    baseline_rows, rows = read_rows(baseline, "plain"), read_rows(candidate, "speculative")
+    found = gains(baseline_rows, rows, passes)
+    for path in plots:
+        figure(baseline_rows, rows).savefig(os.path.expanduser(path), dpi=120)
+    return to_json(found), gains_table(found)
