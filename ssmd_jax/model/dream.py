@@ -1,0 +1,119 @@
+"""Dream (Ye et al., arXiv 2508.15487): its configuration and the tensors of its published files.
+
+Qwen2.5's network without the causal mask. It keeps the shift by one of the model it was initialised from: the vector
+at position j predicts the token at j + 1, the one at position 0 also the token at 0.
+"""
+
+from typing import Any
+
+from ssmd_jax.model.bidirectional import BidirectionalConfig
+from ssmd_jax.model.tensors import Tensor
+
+DREAM_7B = BidirectionalConfig(
+    vocab_size=152_064,
+    mask_id=151_666,
+    eos_id=151_643,
+    width=3584,
+    num_layers=28,
+    num_heads=28,
+    num_kv_heads=4,
+    head_dim=128,
+    mlp_width=18_944,
+    rope_theta=1e6,
+    rms_eps=1e-6,
+    qkv_bias=True,
+    shifts=True,
+    max_length=131_072,
+)
+
+# Fields of config.json whose other values would be another network; where one is absent, it has this value.
+FIXED = {"hidden_act": "silu", "tie_word_embeddings": False, "use_sliding_window": False, "rope_scaling": None}
+
+
+def from_fields(fields: dict[str, Any], dtype: str) -> BidirectionalConfig:
+    """The configuration from the fields of a config.json.
+
+    Args:
+        fields: the file's content.
+        dtype: of computation.
+
+    Raises:
+        ValueError: a field that is missing, or one whose value would be another network.
+    """
+    for name, value in FIXED.items():
+        if fields.get(name, value) != value:
+            raise ValueError(f"Dream with {name} {fields[name]!r} is not supported, only {value!r}")
+    need = lambda name: _need(fields, name)
+    heads = need("num_attention_heads")
+    return BidirectionalConfig(
+        vocab_size=need("vocab_size"),
+        mask_id=need("mask_token_id"),
+        eos_id=need("eos_token_id"),
+        width=need("hidden_size"),
+        num_layers=need("num_hidden_layers"),
+        num_heads=heads,
+        num_kv_heads=need("num_key_value_heads"),
+        head_dim=need("hidden_size") // heads,
+        mlp_width=need("intermediate_size"),
+        rope_theta=float(need("rope_theta")),
+        rms_eps=need("rms_norm_eps"),
+        qkv_bias=True,
+        shifts=True,
+        max_length=need("max_position_embeddings"),
+        dtype=dtype,
+    )
+
+
+def _need(fields: dict[str, Any], name: str):
+    if fields.get(name) is None:
+        raise ValueError(f"config.json of a Dream model needs the field {name}")
+    return fields[name]
+
+
+def to_fields(config: BidirectionalConfig) -> dict[str, Any]:
+    """The fields of config.json, the inverse of `from_fields`."""
+    return {
+        "architectures": ["DreamModel"],
+        "model_type": "Dream",
+        "hidden_size": config.width,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "num_hidden_layers": config.num_layers,
+        "intermediate_size": config.mlp_width,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_length,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.rms_eps,
+        "mask_token_id": config.mask_id,
+        "eos_token_id": config.eos_id,
+        "pad_token_id": config.eos_id,
+        **FIXED,
+    }
+
+
+def tensors(config: BidirectionalConfig) -> dict[tuple[str, ...], Tensor]:
+    """Where each parameter lies in the files: path in the tree of parameters -> tensor."""
+    width, mlp, vocab = config.width, config.mlp_width, config.vocab_size
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    found = {
+        ("embedding",): Tensor("model.embed_tokens.weight", (vocab, width)),
+        ("final_norm", "scale"): Tensor("model.norm.weight", (width,)),
+        ("head",): Tensor("lm_head.weight", (vocab, width), 1),
+    }
+    for index in range(config.num_layers):
+        at, block = f"blocks_{index}", f"model.layers.{index}."
+        for name, size in (("q", queries), ("k", keys), ("v", keys)):
+            found[at, "attention", name] = Tensor(f"{block}self_attn.{name}_proj.weight", (size, width), 1)
+            found[at, "attention", name + "_bias"] = Tensor(f"{block}self_attn.{name}_proj.bias", (size,))
+        for ours, theirs, shape in (
+            ("gate", "gate_proj", (mlp, width)),
+            ("up", "up_proj", (mlp, width)),
+            ("down", "down_proj", (width, mlp)),
+        ):
+            found[at, "mlp", ours] = Tensor(f"{block}mlp.{theirs}.weight", shape, 1)
+        found |= {
+            (at, "attention", "out"): Tensor(block + "self_attn.o_proj.weight", (width, queries), 2),
+            (at, "attention_norm", "scale"): Tensor(block + "input_layernorm.weight", (width,)),
+            (at, "mlp_norm", "scale"): Tensor(block + "post_attention_layernorm.weight", (width,)),
+        }
+    return found

@@ -1,0 +1,92 @@
+"""The network that LLaDA and Dream share: against plain NumPy, under padding, and pass by pass with a cache."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from ssmd_jax.model.bidirectional import BidirectionalTransformer
+from tests.model.published import DREAM, LLADA, random_model, twin_logits
+
+TOKENS = np.random.default_rng(1).integers(0, 19, size=(3, 11)).astype(np.int32)
+
+
+def logits(model, *args):
+    return model.logits(model.hidden(*args)[0])
+
+
+@pytest.mark.parametrize("config", [LLADA, DREAM], ids=["llada", "dream"])
+def test_equals_the_numpy_twin(config):
+    model = random_model(config)
+    found = BidirectionalTransformer(config).apply({"params": model.params}, TOKENS)
+    for row, tokens in zip(found, TOKENS, strict=True):
+        np.testing.assert_allclose(row, twin_logits(model, list(tokens)), atol=2e-5)
+
+
+@pytest.mark.parametrize("config", [LLADA, DREAM], ids=["llada", "dream"])
+def test_padding_changes_nothing(config):
+    model = random_model(config)
+    pads = np.array([0, 3, 5])
+    mask = np.arange(11)[None] >= pads[:, None]
+    found = logits(model, np.where(mask, TOKENS, 7), None, None, mask)
+    for row, (tokens, pad) in enumerate(zip(TOKENS, pads, strict=True)):
+        alone = logits(model, tokens[None, pad:], None, None, None)[0]
+        np.testing.assert_allclose(found[row, pad:], alone, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [LLADA, DREAM], ids=["llada", "dream"])
+def test_what_is_fed_is_fresh_and_the_rest_is_cached(config):
+    """Rows feed different positions, one slot feeds nothing."""
+    model = random_model(dataclasses.replace(config, num_layers=1))
+    old, new = TOKENS, (TOKENS + 5) % 19
+    mask = np.arange(11)[None] >= np.array([0, 2, 1])[:, None]
+    _, cache = model.hidden(old, None, None, mask)
+    slots = np.array([[2, 3, 9], [4, 10, 11], [5, 6, 7]], np.int32)
+    fed = np.take_along_axis(np.pad(new, ((0, 0), (0, 1))), slots, axis=1)
+    found, after = model.hidden(fed, slots, cache, mask)
+    mixed = old.copy()
+    for row in range(3):
+        for slot in slots[row][slots[row] < 11]:
+            mixed[row, slot] = new[row, slot]
+    # With one layer keys depend on their own token alone, so that a full pass over the mixture is the answer.
+    full, fresh = model.hidden(mixed, None, None, mask)
+    expected = np.take_along_axis(np.asarray(full), np.minimum(slots, 10)[..., None], axis=1)
+    is_real = slots < 11
+    np.testing.assert_allclose(np.asarray(found)[is_real], expected[is_real], atol=1e-5)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), after, fresh)
+
+
+def test_feeding_everything_is_a_full_pass():
+    model = random_model(LLADA)
+    slots = np.broadcast_to(np.arange(11, dtype=np.int32)[None], TOKENS.shape)
+    found = model.hidden(TOKENS, slots, model.init_cache(3, 11), None)
+    expected = model.hidden(TOKENS, None, None, None)
+    jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), found, expected)
+
+
+def test_bfloat16_is_near():
+    config = dataclasses.replace(LLADA, dtype="bfloat16")
+    model = random_model(LLADA)
+    found, expected = (
+        logits(model.replace(config=config), TOKENS, None, None, None),
+        logits(model, TOKENS, None, None, None),
+    )
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, expected, atol=0.15)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("width", 0, "model.width must be a whole number of at least 1"),
+        ("mask_id", 23, "model.mask_id must lie in the vocabulary 0..22"),
+        ("num_kv_heads", 3, "num_heads 4 is not divisible by num_kv_heads 3"),
+        ("head_dim", 5, "head_dim is 5"),
+        ("dtype", "float16", "model.dtype must be one of float32, bfloat16"),
+        ("attention", "cudnn", "needs model.dtype 'bfloat16'"),
+    ],
+)
+def test_bad_fields(field, value, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(LLADA, **{field: value})
