@@ -35,6 +35,11 @@ def get_config() -> ConfigDict:
     # Residual width, and attention heads, which must divide it.
     config.model.width = 384
     config.model.num_heads = 6
+    # "own", or "esm2": a trunk in the layout of ESM-2, whose published weights training.init_from can name.
+    config.model.trunk = "own"
+    # Of the trunk "esm2": token dropout, and a head tied to the embedding.
+    config.model.token_dropout = True
+    config.model.tied_head = True
     # Bidirectional blocks (the trunk), and causal ones (the verifier).
     config.model.n_noncausal = 11
     config.model.n_causal = 1
@@ -84,7 +89,7 @@ def get_config() -> ConfigDict:
     config.optimizer.eps = 1e-8
     # Muon's momentum.
     config.optimizer.momentum = 0.95
-    # Decoupled weight decay; none on norms, embedding and start vectors.
+    # Decoupled weight decay; none on norms, biases, embedding and start vectors.
     config.optimizer.weight_decay = 0.01
     # Gradients are scaled down to this global norm; 0 for no clipping.
     config.optimizer.clip_norm = 1.0

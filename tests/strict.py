@@ -31,7 +31,8 @@ class StrictModel:
     def _garbage(self, logits_BxSxV, context, start_B):
         tracks = np.asarray(start_B)[:, None] + np.arange(logits_BxSxV.shape[1])[None]
         past = tracks >= np.asarray(context["lengths"])[:, None]
-        return jnp.where(past[..., None], jnp.array([1e4, -1e4, 1e4])[None, None], logits_BxSxV)
+        garbage_V = 1e4 * (-1.0) ** np.arange(self.num_tokens)
+        return jnp.where(past[..., None], garbage_V[None, None], logits_BxSxV)
 
     def draft_logits(self, context, start_B, size):
         self.calls["draft_logits"] += 1

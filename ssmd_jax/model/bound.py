@@ -1,4 +1,4 @@
-"""A hybrid transformer bound to its parameters: what the samplers see (`sampling/interface.py`)."""
+"""A trunk with a causal part bound to its parameters: what the samplers see (`sampling/interface.py`)."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmd_jax.model.config import HybridConfig
-from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.model.networks import make_network
 
 
 class Context(NamedTuple):
@@ -53,12 +53,12 @@ class HybridModel:
     def prepared(self) -> "HybridModel":
         """The same network with its kernels in the dtype of computation: converted once, not at every pass."""
         dtype = self.config.compute_dtype
-        # The norms compute in float32, with their scales as they are.
-        convert = lambda path, x: x if path[-1].key == "scale" else x.astype(dtype)
+        # The norms compute in float32, with their scales and biases as they are.
+        convert = lambda path, x: x if path[-1].key in ("scale", "bias") else x.astype(dtype)
         return self.replace(params=jax.tree.map_with_path(convert, self.params))
 
     def _apply(self, method, *args):
-        return HybridTransformer(self.config).apply({"params": self.params}, *args, method=method)
+        return make_network(self.config).apply({"params": self.params}, *args, method=method)
 
     def hidden(self, tokens_BxD, positions_BxD, num_revealed_B, lengths_B) -> tuple[jax.Array, jax.Array, Any]:
         """The trunk alone: `h_BxDxC`, the masked tokens, and the key lengths, None where all rows are known full."""
@@ -68,21 +68,21 @@ class HybridModel:
         lengths_B = None if all_full else lengths_B
         revealed_BxD = jnp.arange(length)[None] < num_revealed_B[:, None]
         tokens_BxD = jnp.where(revealed_BxD, tokens_BxD, self.num_tokens)
-        return self._apply(HybridTransformer.trunk, tokens_BxD, positions_BxD, lengths_B), tokens_BxD, lengths_B
+        return self._apply("trunk", tokens_BxD, positions_BxD, lengths_B), tokens_BxD, lengths_B
 
     def trunk(self, tokens_BxD, positions_BxD, num_revealed_B, lengths_B) -> Context:
         """One pass over the revealed prefix and masks, and what of the causal part it can do once."""
         h_BxDxC, tokens_BxD, lengths_B = self.hidden(tokens_BxD, positions_BxD, num_revealed_B, lengths_B)
         if not self.config.n_causal:
             return Context(h_BxDxC, None, [])
-        u_BxDxC = self._apply(HybridTransformer.token_free_input, h_BxDxC)
+        u_BxDxC = self._apply("token_free_input", h_BxDxC)
         # The compiler drops what is not used of this: the last block's attention and all behind it.
-        _, cache = self._apply(HybridTransformer.causal_full, h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD, lengths_B)
+        _, cache = self._apply("causal_full", h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD, lengths_B)
         return Context(h_BxDxC, u_BxDxC, cache)
 
     def draft_logits(self, context: Context, start_B, size: int) -> jax.Array:
         """Draft logits of tracks `start .. start+size-1`, `[B, size, V]`."""
-        return self._apply(HybridTransformer.head, window_of(context.h_BxDxC, start_B, size))
+        return self._apply("head", window_of(context.h_BxDxC, start_B, size))
 
     def target_logits(self, context: Context, tokens_BxD, positions_BxD, start_B, size: int) -> jax.Array:
         """Target logits of tracks `start .. start+size-1`, `[B, size, V]`; `start` is the pass's `num_revealed`."""
@@ -91,7 +91,7 @@ class HybridModel:
             previous_BxS = window_of(positions_BxD, start_B - 1, size)
             is_first_BxS = start_B[:, None] + jnp.arange(size)[None] == 0
             h_BxSxC = self._apply(
-                HybridTransformer.causal_window,
+                "causal_window",
                 h_BxSxC,
                 window_of(context.u_BxDxC, start_B, size),
                 window_of(tokens_BxD, start_B - 1, size),
@@ -100,10 +100,10 @@ class HybridModel:
                 context.cache,
                 start_B,
             )
-        return self._apply(HybridTransformer.head, h_BxSxC)
+        return self._apply("head", h_BxSxC)
 
     def reorder(self, context: Context, permutation_BxD) -> Context:
         """Track `s` becomes old track `permutation[b, s]`. Keys and values of the revealed prefix stay."""
         h_BxDxC = jnp.take_along_axis(context.h_BxDxC, permutation_BxD[..., None], axis=1)
-        u_BxDxC = self._apply(HybridTransformer.token_free_input, h_BxDxC) if self.config.n_causal else None
+        u_BxDxC = self._apply("token_free_input", h_BxDxC) if self.config.n_causal else None
         return Context(h_BxDxC, u_BxDxC, context.cache)

@@ -11,6 +11,7 @@ ROTARY_FORMS = ("query_next", "halves")
 EMBEDDINGS = ("auto", "one_hot", "gather")
 ATTENTIONS = ("xla", "cudnn")
 MLPS = ("xla", "hopper")
+TRUNKS = ("own", "esm2")
 DTYPES = ("float32", "bfloat16")
 # Vocabularies from this size on are padded.
 PADDED_FROM = 4096
@@ -24,9 +25,13 @@ class HybridConfig:
         num_tokens: number of real tokens `V`; the mask token is id `V`.
         width: residual width `C`.
         num_heads: attention heads; must divide `width`.
+        trunk: "own", or "esm2", a trunk in the layout of ESM-2 (`model/esm2.py`).
+        token_dropout: the trunk "esm2" drops the embedding of masks and scales the others, as the published one does.
         n_noncausal: bidirectional blocks, the trunk.
         n_causal: lower-triangular blocks; 0 makes a plain masked-diffusion network, whose target is its draft.
-        mlp_width: hidden width of the gated MLP; 0 means 8/3 of `width`, rounded up to a multiple of 64.
+        tied_head: the trunk "esm2" reads logits with its embedding; False for a kernel of its own (some DPLM).
+        mlp_width: hidden width of the gated MLPs; 0 means 8/3 of `width`, rounded up to a multiple of 64. The trunk
+            "esm2" has plain ones of 4 times `width`.
         rotary_form: causal part: "query_next" rotates queries by the position to predict and keys by the position
             carried; "halves" rotates both, half of each head's channels by the one and half by the other.
         output_residual: add `h` of the track to predict before the head; without it the map is not zero at the start.
@@ -42,6 +47,9 @@ class HybridConfig:
     num_tokens: int
     width: int = 384
     num_heads: int = 6
+    trunk: str = "own"
+    token_dropout: bool = True
+    tied_head: bool = True
     n_noncausal: int = 11
     n_causal: int = 1
     mlp_width: int = 0
@@ -72,6 +80,7 @@ class HybridConfig:
                 f"model.width / model.num_heads is {self.head_dim}: rotary positions need a multiple of {divisor}"
             )
         choices = {
+            "trunk": TRUNKS,
             "rotary_form": ROTARY_FORMS,
             "embedding": EMBEDDINGS,
             "attention": ATTENTIONS,

@@ -74,7 +74,7 @@ class OptimizerConfig:
         b2: Adam's decay of the second moment.
         eps: Adam's epsilon.
         momentum: Muon's momentum.
-        weight_decay: decoupled, times the learning rate; none on norms, embedding and start vectors.
+        weight_decay: decoupled, times the learning rate; none on norms, biases, embedding and start vectors.
         clip_norm: gradients are scaled down to this global norm; 0 for no clipping.
     """
 

@@ -16,7 +16,7 @@ from ssmd_jax.model import weights
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.model.glu_hopper import is_hopper
-from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.model.networks import make_network
 from ssmd_jax.sampling.recommend import PROFILE_FILE
 from ssmd_jax.training import checkpoint, state, workdir
 from ssmd_jax.training.config import ExperimentConfig
@@ -79,7 +79,7 @@ def load_params(
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     abstract = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here),
-        state.abstract_params(HybridTransformer(config.network_config(tokenizer.num_tokens))),
+        state.abstract_params(make_network(config.network_config(tokenizer.num_tokens))),
     )
     part = "ema_params" if config.training.ema_decay else "params"
     with checkpoint.Checkpoints(path, read_only=True) as checkpoints:
@@ -93,7 +93,7 @@ def _load_release(path: os.PathLike | str, config: ExperimentConfig) -> tuple[An
     tokenizer = load_tokenizer(pathlib.Path(path) / workdir.TOKENIZER)
     file = pathlib.Path(path) / WEIGHTS
     params = weights.load(file)
-    expected = state.abstract_params(HybridTransformer(config.network_config(tokenizer.num_tokens)))
+    expected = state.abstract_params(make_network(config.network_config(tokenizer.num_tokens)))
     shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
     if shapes(params) != shapes(expected):
         raise ValueError(f"the weights {file} are not those of the network that {workdir.CONFIG_FILE} describes")

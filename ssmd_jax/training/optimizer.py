@@ -14,10 +14,12 @@ MUON_AXES = {
     "out": ((-3, -2), (-1,)),
     "up": ((-3,), (-1,)),
     "down": ((-2,), (-1,)),
+    "widen": ((-2,), (-1,)),
+    "dense": ((-2,), (-1,)),
     "project": ((-3, -2), (-1,)),
     "output": ((-2,), (-1,)),
 }
-NOT_DECAYED = ("scale", "table", "start")
+NOT_DECAYED = ("scale", "table", "start", "bias")
 TRAINED_WITH_FROZEN_TRUNK = "causal"
 
 
@@ -26,8 +28,8 @@ def _leaf_name(path) -> str:
 
 
 def decay_mask(params):
-    """True for the parameters that decay: kernels and head; not norms, embedding and start vectors."""
-    return jax.tree.map_with_path(lambda path, _: _leaf_name(path) not in NOT_DECAYED, params)
+    """True for the parameters that decay: kernels and head; not norms, biases, embedding and start vectors."""
+    return jax.tree.map_with_path(lambda path, _: _leaf_name(path).rsplit("_", 1)[-1] not in NOT_DECAYED, params)
 
 
 def muon_dimensions(params):

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import jax
 
-from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.model.causal import SpeculativeNetwork
+from ssmd_jax.model.networks import make_network
 from ssmd_jax.training import keys, sharding
 from ssmd_jax.training import optimizer as optimizers
 from ssmd_jax.training import state as states
@@ -28,7 +29,7 @@ class Programs(NamedTuple):
         eval_step: `(params, tokens [B, D], key) -> sums`.
     """
 
-    network: HybridTransformer
+    network: SpeculativeNetwork
     rules: tuple
     abstract: TrainState
     init: Callable
@@ -49,7 +50,7 @@ def make_programs(config: ExperimentConfig, mesh: jax.sharding.Mesh, num_tokens:
     """
     training, use_ema = config.training, config.training.ema_decay > 0
     # The fused kernel of the MLP is for inference: its backward pass computes everything again.
-    network = HybridTransformer(dataclasses.replace(config.network_config(num_tokens), mlp="xla"))
+    network = make_network(dataclasses.replace(config.network_config(num_tokens), mlp="xla"))
     schedule = optimizers.make_schedule(config.optimizer, training.num_steps)
     optimizer = optimizers.make_optimizer(config.optimizer, schedule, config.loss.freeze_trunk)
     abstract = states.abstract_state(network, optimizer, use_ema, mesh)

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.model.causal import SpeculativeNetwork
+from ssmd_jax.model.networks import make_network
 from ssmd_jax.training import sharding
 
 
@@ -35,22 +36,22 @@ class TrainState:
         return self.params if self.ema_params is None else self.ema_params
 
 
-def init_boxed_params(network: HybridTransformer, key: jax.Array):
+def init_boxed_params(network: SpeculativeNetwork, key: jax.Array):
     """Fresh parameters in the boxes that name their logical axes."""
     # No parameter depends on the length of a sequence, nor on fused kernels, which this machine may not have.
     tokens_1x1 = jnp.zeros((1, 1), jnp.int32)
-    network = HybridTransformer(dataclasses.replace(network.config, attention="xla", mlp="xla"))
+    network = make_network(dataclasses.replace(network.config, attention="xla", mlp="xla"))
     return network.init(key, tokens_1x1, tokens_1x1, tokens_1x1)["params"]
 
 
-def abstract_params(network: HybridTransformer):
+def abstract_params(network: SpeculativeNetwork):
     """Shapes and dtypes of the unboxed parameters."""
     key = jax.eval_shape(lambda: jax.random.key(0))
     return jax.eval_shape(lambda key: nn.unbox(init_boxed_params(network, key)), key)
 
 
 def init_state(
-    network: HybridTransformer, optimizer: optax.GradientTransformation, use_ema: bool, key: jax.Array
+    network: SpeculativeNetwork, optimizer: optax.GradientTransformation, use_ema: bool, key: jax.Array
 ) -> TrainState:
     """A fresh state."""
     params = nn.unbox(init_boxed_params(network, key))
@@ -60,7 +61,7 @@ def init_state(
 
 
 def abstract_state(
-    network: HybridTransformer,
+    network: SpeculativeNetwork,
     optimizer: optax.GradientTransformation,
     use_ema: bool,
     mesh: jax.sharding.Mesh,

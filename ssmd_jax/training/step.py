@@ -9,7 +9,7 @@ import optax
 
 from ssmd_jax.diffusion import loss, masking, orders
 from ssmd_jax.diffusion.loss import LossConfig
-from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.model.causal import SpeculativeNetwork
 from ssmd_jax.training import cross_entropy, keys
 from ssmd_jax.training.optimizer import freeze
 from ssmd_jax.training.state import TrainState
@@ -35,7 +35,7 @@ class TokenLosses(NamedTuple):
 
 def token_losses(
     params,
-    network: HybridTransformer,
+    network: SpeculativeNetwork,
     tokens_BxD: jax.Array,
     lengths_B: jax.Array | None,
     key: jax.Array,
@@ -71,14 +71,14 @@ def token_losses(
         deterministic,
         loss_config.freeze_trunk,
         rngs=None if deterministic else {"dropout": keys.stream(key, "dropout")},
-        method=HybridTransformer.hidden_pair,
+        method="hidden_pair",
     )
     # Padding may hold the mask id, which has no logit; those tracks never count.
     scored_BxD = jnp.minimum(true_BxD, num_tokens - 1)
     counted_BxD = loss.masked_tracks(num_revealed_B, all_lengths_B, length)
     weights = loss.loss_weights(num_revealed_B, all_lengths_B, length, loss_config)
     score = lambda x_BxDxC, weights_BxD: cross_entropy.weighted_nll(
-        x_BxDxC, params["head"], scored_BxD, weights_BxD, counted_BxD, num_tokens
+        x_BxDxC, network.head_of(params), scored_BxD, weights_BxD, counted_BxD, num_tokens
     )
     if not network.config.n_causal:  # the target is the draft
         total, nll_BxD = score(draft_BxDxC, weights[0] + weights[1])
@@ -90,7 +90,7 @@ def token_losses(
 
 def loss_fn(
     params,
-    network: HybridTransformer,
+    network: SpeculativeNetwork,
     tokens_BxD: jax.Array,
     lengths_B: jax.Array | None,
     key: jax.Array,
@@ -111,7 +111,7 @@ def loss_fn(
 
 def accumulated_gradient(
     params,
-    network: HybridTransformer,
+    network: SpeculativeNetwork,
     tokens_BxD: jax.Array,
     key: jax.Array,
     loss_config: LossConfig,
@@ -157,7 +157,7 @@ def _all_finite(tree) -> jax.Array:
 
 
 def make_train_step(
-    network: HybridTransformer,
+    network: SpeculativeNetwork,
     optimizer: optax.GradientTransformation,
     schedule: optax.Schedule,
     loss_config: LossConfig,

@@ -14,7 +14,7 @@ import numpy as np
 
 from ssmd_jax.diffusion import loss
 from ssmd_jax.diffusion.loss import DISTANCE_LABELS, LossConfig
-from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.model.causal import SpeculativeNetwork
 from ssmd_jax.training import keys
 from ssmd_jax.training.step import token_losses
 
@@ -74,7 +74,7 @@ class Validation(NamedTuple):
         )
 
 
-def make_eval_step(network: HybridTransformer, loss_config: LossConfig) -> Callable:
+def make_eval_step(network: SpeculativeNetwork, loss_config: LossConfig) -> Callable:
     """The step `(params, tokens [B, D], key) -> sums`, to be jitted by the caller."""
 
     def eval_step(params, tokens_BxD: jax.Array, key: jax.Array) -> dict[str, jax.Array]:

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmd_jax.model.bound import HybridModel
-from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.model.networks import make_network
 from ssmd_jax.sampling import speculative
 from ssmd_jax.training import sharding
 from ssmd_jax.training.config import ExperimentConfig
@@ -66,7 +66,7 @@ def lower_sampler(
     network_config, everywhere = config.network_config(num_tokens), sharding.replicated(mesh)
     params = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere),
-        abstract_params(HybridTransformer(network_config)),
+        abstract_params(make_network(network_config)),
     )
     settings = config.sampling.speculative()
 
