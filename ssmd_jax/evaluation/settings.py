@@ -92,7 +92,8 @@ def sweep_settings(names: str, sweep: str, sampling: SamplingConfig) -> list[Set
     Args:
         names: samplers, separated by commas; each may have fixed arguments behind colons, as in `eb:temperature=0.9`.
         sweep: `ARGUMENT=VALUE:VALUE...`, separated by commas, as in `steps=16:32,gamma=0.1:1`: what samplers with this
-            argument run through. A sampler with none of them runs through its own default values.
+            argument run through, the registry's knob before others. A sampler with none of them runs through its own
+            default values.
         sampling: the config's section.
 
     Returns:
@@ -112,8 +113,9 @@ def sweep_settings(names: str, sweep: str, sampling: SamplingConfig) -> list[Set
         name, *fixed = entry.strip().split(":")
         fixed = registry.parse(name, ",".join(fixed))
         fields = [field for field in values if field in registry.arguments(name) and field not in fixed]
-        unused -= set(fields)
         own = registry.entry(name)
+        fields = [own.knob] if own.knob in fields else fields
+        unused -= set(fields)
         if len(fields) > 1:
             raise ValueError(f"sweep has several arguments of sampler {name}: {', '.join(fields)}; leave one")
         field = fields[0] if fields else own.knob
