@@ -22,6 +22,18 @@ def outcomes(tmp_path_factory):
         "full": [*run, f"--output={folder / 'results.json'}"],
         "short": [*run, "--likelihood_sequences=0", f"--word_list={folder / 'words'}", "--settings=plain:0.1"],
         "test": [*run, *few, "--split=test"],
+        "samplers": [
+            *run[:1],
+            *SIZES,
+            "--likelihood_sequences=0",
+            "--samplers=eb,threshold:block=8,speculative:order=dilated",
+            "--sweep=gamma=0.5:2,threshold=0.2,delta_tau=0.2",
+            f"--plot={folder / 'samplers.svg'}",
+        ],
+        "bad sampler": [*run, "--samplers=best"],
+        "bad sweep": [*run, "--samplers=eb", "--sweep=steps=4"],
+        "sweep alone": [*run, "--sweep=steps=4"],
+        "bad plot": [*run, f"--plot={folder / 'samplers.txt'}"],
         "full disk": [*run, *few, "--output=/dev/full"],
         "no settings": [*run, "--settings="],
         "bad setting": [*run, "--settings=plain:0.1,speculative:0.1:0"],
@@ -85,6 +97,23 @@ def test_parts_can_be_left_out(outcomes):
     assert results["data"]["num_words"] == 2
 
 
+def test_any_samplers(outcomes):
+    """Table, JSON and picture; no other settings than those asked for."""
+    folder, by_name = outcomes
+    status, out, err = by_name["samplers"]
+    assert status == 0, err
+    rows = programs.last_json(out)["samplers"]
+    assert [(row["sampler"], row["setting"]) for row in rows] == [
+        ("eb", "gamma=0.5"),
+        ("eb", "gamma=2.0"),
+        ("threshold", "block=8 threshold=0.2"),
+        ("speculative", "order=dilated delta_tau=0.2"),
+    ]
+    assert all(row["nfe"]["value"] > 0 and row["unigram_entropy"] > 0 for row in rows)
+    assert len(programs.last_json(out)["acceptance"]) == 1 and "threshold  block=8" in err
+    assert "</svg>" in (folder / "samplers.svg").read_text()
+
+
 def test_split(outcomes):
     _, by_name = outcomes
     status, out, err = by_name["test"]
@@ -118,6 +147,10 @@ def test_results_are_printed_even_if_they_cannot_be_kept(outcomes):
         ("no file", "cannot write the output"),
         ("no split", "split"),
         ("no run", "workdir"),
+        ("bad sampler", "sampler must be one of"),
+        ("bad sweep", "steps"),
+        ("sweep alone", "sweep needs samplers"),
+        ("bad plot", "ending"),
     ],
 )
 def test_bad_input_is_one_sentence(outcomes, name, named):

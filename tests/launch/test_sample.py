@@ -20,6 +20,7 @@ def good():
         "again": [folder],
         "other seed": [folder, "--seed=1"],
         "plain": [folder, "--sampler=plain", "--num_samples=3", "--delta_tau=0.2", "--length=9"],
+        "policy": [folder, "--sampler=eb", "--sampler_args=gamma=2", "--infill=a__b", "--budget_nfe=4", "--top_p=0.9"],
         "prompt": [folder, "--prompt=the ca", "--trace", "--window=5", "--verify_rounds=3", *SHAPES],
         "infill": [folder, "--infill=a..b.c", "--gap=.", "--budget_nfe=2.5", "--window=full", "--order=entropy"],
     }
@@ -46,6 +47,9 @@ def test_flags_arrive(good):
     plain = programs.last_json(good["plain"][1])
     assert [len(text) for text in plain["samples"]] == [9] * 3
     assert plain["sampler"] == "plain" and plain["unverified"] == 9 and plain["rounds"] == 0
+    policy = programs.last_json(good["policy"][1])
+    assert policy["sampler"] == "eb" and policy["nfe"] <= 4 and policy["unverified"] == LENGTH - 2
+    assert all((text[0], text[3]) == ("a", "b") for text in policy["samples"])
     infill = programs.last_json(good["infill"][1])
     assert infill["nfe"] <= 2.5
     for text in infill["samples"]:
@@ -73,6 +77,10 @@ BAD = {
     "no length": (["--length=0"], "length"),
     "order": (["--order=upwards"], "order"),
     "sampler": (["--sampler=best"], "sampler"),
+    "argument": (["--sampler=eb", "--sampler_args=gama=1"], "'gama'"),
+    "value": (["--sampler=eb", "--sampler_args=gamma=-1"], "gamma"),
+    "flag of another sampler": (["--sampler=eb", "--delta_tau=0.1"], "delta_tau"),
+    "trace of a policy": (["--sampler=eb", "--trace"], "trace"),
     "not a number": (["--temperature=warm"], "temperature"),
     "no such flag": (["--temprature=1"], "temprature"),
 }
