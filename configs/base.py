@@ -19,8 +19,13 @@ def get_config() -> ConfigDict:
     # Shares of `source` that are held out.
     config.data.valid_fraction = 0.05
     config.data.test_fraction = 0.05
-    # "text8" (27 symbols), "bytes", "sentencepiece" or "huggingface".
+    # "text8" (27 symbols), "bytes", "esm2" (amino acids), "sentencepiece" or "huggingface".
     config.data.tokenizer = "text8"
+    # "stream" (records of one length cut from the documents joined), or "sequences" (a row for each protein of FASTA
+    # files of min_length to length letters, in so many buckets of similar length).
+    config.data.rows = "stream"
+    config.data.min_length = 1
+    config.data.num_buckets = 8
     # Tokens of a sentencepiece tokenizer to train.
     config.data.vocab_size = config_dict.placeholder(int)
     # Model file of a sentencepiece or huggingface tokenizer.

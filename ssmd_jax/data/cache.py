@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import numpy as np
 from absl import logging
 
-from ssmd_jax.data import splits, tokenizers
+from ssmd_jax.data import fasta, splits, tokenizers
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -41,10 +41,12 @@ class TokenStream:
     Attributes:
       tokens: Ids, memory-mapped uint8, uint16 or uint32 [N], by the size of the vocabulary.
       document_ends: Where each document ends, its separator included, int64 [number of documents].
+      note: What the corpus's rules left out, in words; "" without rules.
     """
 
     tokens: np.ndarray
     document_ends: np.ndarray
+    note: str = ""
 
 
 def load_tokens(cache_dir, corpus: splits.Corpus, tokenizer: tokenizers.Tokenizer) -> dict[str, TokenStream]:
@@ -59,7 +61,7 @@ def load_tokens(cache_dir, corpus: splits.Corpus, tokenizer: tokenizers.Tokenize
         cache_dir,
         f"tokens-{key_hash(key)}",
         load=_load,
-        build=lambda directory: _build(directory, corpus.documents(), tokenizer, key),
+        build=lambda directory: _build(directory, corpus, tokenizer, key),
     )
 
 
@@ -149,19 +151,20 @@ def _load_split(directory: pathlib.Path, split: str, manifest: dict[str, Any]) -
     document_ends = np.fromfile(directory / f"{split}.documents", np.int64)
     if len(tokens) != num_tokens or len(document_ends) != num_documents:
         raise ValueError(f"{directory} is damaged")
-    return TokenStream(tokens, document_ends)
+    return TokenStream(tokens, document_ends, manifest["splits"][split].get("note", ""))
 
 
 def _build(
-    directory: pathlib.Path, documents: Iterable[tuple[str, str]], tokenizer: tokenizers.Tokenizer, key: dict[str, Any]
+    directory: pathlib.Path, corpus: splits.Corpus, tokenizer: tokenizers.Tokenizer, key: dict[str, Any]
 ) -> None:
     logging.info("Tokenising the data into %s", directory.parent)
     dtype = np.min_scalar_type(tokenizer.num_tokens - 1)
     ends: dict[str, array.array] = {}
     num_tokens: dict[str, int] = {}
+    tallies: dict[str, fasta.Tally] = {}
     with contextlib.ExitStack() as stack:
         files = {}
-        for block in _blocks(_pieces(documents, tokenizer)):
+        for block in _blocks(_pieces(corpus.documents(tallies), tokenizer)):
             encoded = tokenizer.encode_batch([text for _, text, _ in block])
             for (split, _, is_last), ids in zip(block, encoded, strict=True):
                 if split not in files:
@@ -175,12 +178,15 @@ def _build(
                     ends[split].append(num_tokens[split])
     for split in ("train", "valid"):
         if split not in files:
+            why = f" ({tallies[split].sentence()})" if split in tallies else ""
             raise ValueError(
-                f"the {split} split holds no text that the {tokenizer.kind} tokenizer knows; check the data"
+                f"the {split} split holds no text that the {tokenizer.kind} tokenizer knows{why}; check the data"
             )
     for split, positions in ends.items():
         np.array(positions, np.int64).tofile(directory / f"{split}.documents")
     counts = {s: {"num_tokens": num_tokens[s], "num_documents": len(ends[s])} for s in splits.SPLITS if s in ends}
+    for split, tally in tallies.items():
+        counts[split]["note"] = tally.sentence()
     manifest = {"key": key, "num_ids": tokenizer.num_tokens, "dtype": dtype.name, "splits": counts}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=2))
 

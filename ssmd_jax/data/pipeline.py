@@ -14,9 +14,11 @@ from collections.abc import Iterator
 import grain
 import numpy as np
 
-from ssmd_jax.data import cache, sources, splits, tokenizers, train_tokenizer
+from ssmd_jax.data import buckets, cache, fasta, sources, splits, tokenizers, train_tokenizer
+from ssmd_jax.data.buckets import Sequences
 
 CACHE_VARIABLE = "SSMD_JAX_CACHE"
+ROWS = ("stream", "sequences")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +33,12 @@ class DataConfig:
       field: Field of jsonl or column of parquet that holds the text.
       valid_fraction: Share of `source` that validates.
       test_fraction: Share of `source` held out for testing; 0 for none.
-      tokenizer: "text8", "bytes", "sentencepiece" or "huggingface".
+      tokenizer: "text8", "bytes", "esm2", "sentencepiece" or "huggingface".
+      rows: "stream" cuts records of one length from the documents joined; "sequences" makes each sequence of FASTA
+        files a row of its own (see `buckets`), and leaves out those longer than the length, shorter than `min_length`
+        or with letters that are no amino acid.
+      min_length: Letters that a sequence has at least.
+      num_buckets: Lengths of batches of sequences; every one is compiled apart.
       vocab_size: V of a sentencepiece tokenizer to train.
       tokenizer_path: Model file of a sentencepiece or huggingface tokenizer.
       cache_dir: Where tokens are kept; None for $SSMD_JAX_CACHE, or else ~/.cache/ssmd_jax.
@@ -48,6 +55,9 @@ class DataConfig:
     valid_fraction: float = 0.05
     test_fraction: float = 0.05
     tokenizer: str = "text8"
+    rows: str = "stream"
+    min_length: int = 1
+    num_buckets: int = 8
     vocab_size: int | None = None
     tokenizer_path: str | None = None
     cache_dir: str | None = None
@@ -69,6 +79,13 @@ class DataConfig:
             raise ValueError(f"data.test_fraction must be 0 or lie between 0 and 1, not {self.test_fraction}")
         if self.valid_fraction + self.test_fraction >= 1:
             raise ValueError("data.valid_fraction and data.test_fraction leave nothing to train on; lower them")
+        if self.rows not in ROWS:
+            raise ValueError(f'data.rows "{self.rows}" is unknown; choose one of {", ".join(ROWS)}')
+        if self.rows == "sequences" and self.tokenizer != "esm2":
+            raise ValueError('data.rows "sequences" is for proteins: it needs data.tokenizer "esm2"')
+        for name in ("min_length", "num_buckets"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.{name} must be at least 1, not {getattr(self, name)}")
         self._check_tokenizer()
 
     def _check_tokenizer(self):
@@ -83,7 +100,7 @@ class DataConfig:
             )
         if self.tokenizer == "huggingface" and given != [False, True]:
             raise ValueError('the "huggingface" tokenizer needs data.tokenizer_path, and no data.vocab_size')
-        if self.tokenizer in ("text8", "bytes") and any(given):
+        if self.tokenizer in ("text8", "bytes", "esm2") and any(given):
             raise ValueError(
                 f'the "{self.tokenizer}" tokenizer takes no data.vocab_size or data.tokenizer_path; leave them out'
             )
@@ -124,9 +141,9 @@ class Records:
 class Data:
     """The records of each split, and the tokenizer that made them."""
 
-    train: Records
-    valid: Records
-    test: Records | None
+    train: Records | Sequences
+    valid: Records | Sequences
+    test: Records | Sequences | None
     tokenizer: tokenizers.Tokenizer
 
 
@@ -140,7 +157,7 @@ def load_data(config: DataConfig, length: int, cache_dir=None) -> Data:
 
     Args:
       config: What to read.
-      length: D, tokens per record.
+      length: D, tokens per record, or of the longest sequence.
       cache_dir: Goes before `config.cache_dir`.
 
     Raises:
@@ -156,10 +173,17 @@ def load_data(config: DataConfig, length: int, cache_dir=None) -> Data:
         field=config.field,
         valid_fraction=config.valid_fraction,
         test_fraction=config.test_fraction,
+        rules=fasta.Rules(config.min_length, length) if config.rows == "sequences" else None,
     )
     tokenizer = _tokenizer(config, corpus, cache_dir)
     streams = cache.load_tokens(cache_dir, corpus, tokenizer)
-    records = {split: Records(stream, length, split) for split, stream in streams.items()}
+    if config.rows == "sequences":
+        cut = lambda stream, _: Sequences(
+            stream, len(tokenizer.separator), length, tokenizer.num_tokens, config.num_buckets
+        )
+    else:
+        cut = lambda stream, split: Records(stream, length, split)
+    records = {split: cut(stream, split) for split, stream in streams.items()}
     return Data(records["train"], records["valid"], records.get("test"), tokenizer)
 
 
@@ -185,7 +209,7 @@ def _tokenizer(config: DataConfig, corpus: splits.Corpus, cache_dir: pathlib.Pat
 
 
 def train_batches(
-    records: Records,
+    records: Records | Sequences,
     *,
     global_batch_size: int,
     seed: int,
@@ -203,7 +227,7 @@ def train_batches(
 
     Args:
       records: The training split.
-      global_batch_size: Rows of all processes together.
+      global_batch_size: Rows of all processes together; of sequences, those of a batch of the longest.
       seed: Decides the order.
       start_step: Global step of the first batch.
       process_index: This process.
@@ -213,14 +237,26 @@ def train_batches(
       prefetch: Batches read ahead.
 
     Returns:
-      A grain iterator over int32 [global_batch_size / process_count, D]; `close()` stops its threads.
+      A grain iterator over int32 [global_batch_size / process_count, D]; `close()` stops its threads. Batches of
+      sequences have more rows and fewer tokens in each, by their bucket.
 
     Raises:
       ValueError: If the batch is not divisible by the processes, or larger than the split.
     """
-    rows = _rows_per_process(records, global_batch_size, process_index, process_count)
     if start_step < 0:
         raise ValueError(f"start_step must not be negative, but is {start_step}")
+    if isinstance(records, Sequences):
+        return buckets.train_batches(
+            records,
+            global_batch_size=global_batch_size,
+            seed=seed,
+            start_step=start_step,
+            process_index=process_index,
+            process_count=process_count,
+            num_threads=num_threads,
+            prefetch=prefetch,
+        )
+    rows = _rows_per_process(records, global_batch_size, process_index, process_count)
     # Grain reseeds epoch e with seed + e; hashed, so that the epochs of neighbouring seeds have nothing in common.
     shuffle_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     # Grain shuffles indices, and a batch of records is gathered from the memory map at once.
@@ -230,7 +266,7 @@ def train_batches(
 
 
 def eval_batches(
-    records: Records,
+    records: Records | Sequences,
     *,
     batch_size: int,
     num_batches: int | None = None,
@@ -252,9 +288,17 @@ def eval_batches(
     Raises:
       ValueError: If the batch is not divisible by the processes, or larger than the split.
     """
-    rows = _rows_per_process(records, batch_size, process_index, process_count)
     if num_batches is not None and num_batches < 1:
         raise ValueError(f"the number of evaluation batches must be positive, not {num_batches}")
+    if isinstance(records, Sequences):
+        return buckets.eval_batches(
+            records,
+            batch_size=batch_size,
+            num_batches=num_batches,
+            process_index=process_index,
+            process_count=process_count,
+        )
+    rows = _rows_per_process(records, batch_size, process_index, process_count)
     whole = len(records) // batch_size
     count = whole if num_batches is None else min(num_batches, whole)
     spread = np.arange(count * batch_size) * len(records) // (count * batch_size)

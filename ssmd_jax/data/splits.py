@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from ssmd_jax.data import sources
+from ssmd_jax.data import fasta, sources
 
 SPLITS = ("train", "valid", "test")
 TEXT8 = ("text8", "text8.zip")
@@ -28,6 +28,7 @@ class Corpus:
       field: Field of jsonl or column of parquet that holds the text.
       valid_fraction: Share of the documents in the validation split; at least one document.
       test_fraction: Share in the test split; 0 for none, otherwise at least one document.
+      rules: Which sequences of FASTA files are documents; None for sources of any kind, and all of their documents.
     """
 
     source: sources.Spec | None
@@ -37,15 +38,22 @@ class Corpus:
     field: str = "text"
     valid_fraction: float = 0.05
     test_fraction: float = 0.05
+    rules: fasta.Rules | None = None
 
-    def documents(self) -> Iterator[tuple[str, str]]:
-        """Yields (split, document)."""
+    def documents(self, tallies: dict[str, fasta.Tally] | None = None) -> Iterator[tuple[str, str]]:
+        """Yields (split, document).
+
+        Args:
+          tallies: Where there are rules, what they left out is counted here, by split; under "train" where `source` is
+            split.
+        """
+        tallies = {} if tallies is None else tallies
         if self.train is not None:
             for split, spec in self._explicit().items():
-                for document in sources.read_documents(spec, self.field):
+                for document in self._read(spec, split, tallies):
                     yield split, document
             return
-        documents = sources.read_documents(self.source, self.field)
+        documents = self._read(self.source, "train", tallies)
         if self._is_text8():
             for text in documents:
                 yield from cut_characters(text, self.valid_fraction, self.test_fraction)
@@ -58,15 +66,23 @@ class Corpus:
 
     def fingerprint(self) -> dict[str, Any]:
         """All that the split documents depend on, as JSON values."""
+        rules = {} if self.rules is None else {"rules": dataclasses.asdict(self.rules)}
         if self.train is not None:
-            return {"field": self.field, **{split: sources.fingerprint(s) for split, s in self._explicit().items()}}
+            parts = {split: sources.fingerprint(spec) for split, spec in self._explicit().items()}
+            return {"field": self.field, **rules, **parts}
         return {
             "field": self.field,
+            **rules,
             "source": sources.fingerprint(self.source),
             "text8": self._is_text8(),
             "valid_fraction": self.valid_fraction,
             "test_fraction": self.test_fraction,
         }
+
+    def _read(self, spec: sources.Spec, split: str, tallies: dict[str, fasta.Tally]) -> Iterator[str]:
+        if self.rules is None:
+            return sources.read_documents(spec, self.field)
+        return self.rules.kept(sources.read_sequences(spec), tallies.setdefault(split, fasta.Tally()))
 
     def _explicit(self) -> dict[str, sources.Spec]:
         return {split: getattr(self, split) for split in SPLITS if getattr(self, split) is not None}

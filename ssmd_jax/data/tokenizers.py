@@ -3,8 +3,8 @@
 The mask id is V = `num_tokens`: it belongs to the model, not to the tokenizer. `decode` shows it as "_", so that a
 partly revealed sequence can be printed.
 
-Kinds: "text8" (27 symbols), "bytes" (256), "sentencepiece" (BPE with byte fallback, trained on the corpus) and
-"huggingface" (any `tokenizer.json`, for example GPT-2's).
+Kinds: "text8" (27 symbols), "bytes" (256), "esm2" (amino acids, with the ids of ESM-2), "sentencepiece" (BPE with byte
+fallback, trained on the corpus) and "huggingface" (any `tokenizer.json`, for example GPT-2's).
 """
 
 import abc
@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -19,7 +20,7 @@ import numpy as np
 import sentencepiece
 
 MASK_SYMBOL = "_"
-KINDS = ("text8", "bytes", "sentencepiece", "huggingface")
+KINDS = ("text8", "bytes", "esm2", "sentencepiece", "huggingface")
 DESCRIPTION_FILE = "tokenizer.json"
 
 
@@ -159,6 +160,37 @@ class ByteTokenizer(Tokenizer):
         return ids.astype(np.uint8, copy=False).tobytes().decode("utf-8", "replace")
 
 
+class AminoAcidTokenizer(Tokenizer):
+    """Amino acids with the ids of ESM-2; sequences end with `<eos>`, and the mask id is ESM-2's, 32.
+
+    Ids 4 to 23 are the 20 standard amino acids, 24 to 30 are X, B, U, Z, O and two gaps. Special tokens are written as
+    in `<cls>MKV<eos>`; lower-case letters are made upper-case, and what is no symbol becomes `<unk>`.
+    """
+
+    kind = "esm2"
+    SYMBOLS = ("<cls>", "<pad>", "<eos>", "<unk>", *"LAGVSERTIDPKQNFYMHWCXBUZO.-", "<null_1>")
+    UNKNOWN = SYMBOLS.index("<unk>")
+    num_tokens = len(SYMBOLS)
+    separator = np.array([SYMBOLS.index("<eos>")], np.int32)
+
+    _IDS: ClassVar[dict[str, int]] = {symbol: n for n, symbol in enumerate(SYMBOLS)}
+    _SPLIT = re.compile("|".join(map(re.escape, (s for s in SYMBOLS if len(s) > 1))) + "|.", re.DOTALL)
+
+    def encode(self, text: str, strict: bool = False) -> np.ndarray:
+        symbols = self._SPLIT.findall(text) if "<" in text else list(text)
+        if strict:
+            _refuse([s for s in symbols if s not in self._IDS], "esm2 (amino acids, upper-case)")
+        # Not the whole text, which holds the special tokens' names.
+        ids = [self._IDS.get(s, self._IDS.get(s.upper(), self.UNKNOWN)) for s in symbols]
+        return np.array(ids, np.int32)
+
+    def normalize(self, document: str) -> str:
+        return "".join(document.split())
+
+    def _decode_run(self, ids: np.ndarray) -> str:
+        return "".join(self.SYMBOLS[n] for n in ids.tolist())
+
+
 class SentencePieceTokenizer(Tokenizer):
     """A sentencepiece model; documents end with a line feed.
 
@@ -249,7 +281,9 @@ class HuggingFaceTokenizer(Tokenizer):
         return {self.MODEL_FILE: self._model}
 
 
-_CLASSES = {c.kind: c for c in (Text8Tokenizer, ByteTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)}
+_CLASSES = {
+    c.kind: c for c in (Text8Tokenizer, ByteTokenizer, AminoAcidTokenizer, SentencePieceTokenizer, HuggingFaceTokenizer)
+}
 
 
 def make_tokenizer(name: str, path=None) -> Tokenizer:

@@ -68,7 +68,7 @@ def test_text8_normalisation_equals_the_dumb_twin(text):
 
 
 def test_round_trip(tokenizer):
-    text = text8_twin(TEXT) if tokenizer.kind == "text8" else TEXT
+    text = {"text8": text8_twin(TEXT), "esm2": "<cls>MKVLAGXB-.<eos>"}.get(tokenizer.kind, TEXT)
     for strict in (False, True):
         ids = tokenizer.encode(text, strict=strict)
         assert ids.dtype == np.int32 and ids.min() >= 0 and ids.max() < tokenizer.num_tokens
@@ -81,8 +81,9 @@ def test_round_trip(tokenizer):
 
 def test_the_mask_id_decodes_to_a_placeholder_and_others_are_refused(tokenizer):
     mask = tokenizer.num_tokens
-    ids = tokenizer.encode("the cat")
-    assert tokenizer.decode([mask, *ids, mask, mask]) == "_the cat__"
+    text = "MKVLAG" if tokenizer.kind == "esm2" else "the cat"
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode([mask, *ids, mask, mask]) == f"_{text}__"
     assert tokenizer.decode([]) == ""
     for bad in (-1, mask + 1):
         with pytest.raises(ValueError, match=f"id {bad} is not of this {tokenizer.kind} tokenizer"):
@@ -115,6 +116,27 @@ def test_fingerprints_differ_by_kind_and_by_model(sentencepiece_tokenizer):
     other = train_tokenizer.train_sentencepiece([TEXT * 20], vocab_size=299)
     kinds = [tokenizers.make_tokenizer("text8"), tokenizers.make_tokenizer("bytes"), sentencepiece_tokenizer, other]
     assert len({tokenizer.fingerprint() for tokenizer in kinds}) == 4
+
+
+def test_amino_acids_have_the_ids_of_esm2():
+    esm2 = tokenizers.make_tokenizer("esm2")
+    assert esm2.num_tokens == 32 and esm2.separator.tolist() == [2]
+    ids = esm2.encode("<cls>LAGVSERTIDPKQNFYMHWCXBUZO.-<eos><pad><unk><null_1>")
+    np.testing.assert_array_equal(ids, [0, *range(4, 31), 2, 1, 3, 31])
+    np.testing.assert_array_equal(esm2.encode("mk1<L"), [20, 15, 3, 3, 4])
+    assert esm2.decode([32, 20, 32]) == "_M_" and esm2.normalize("MK\nV L") == "MKVL"
+    with pytest.raises(ValueError, match="'k', 'J', outside the vocabulary of esm2"):
+        esm2.encode("MkJ", strict=True)
+
+
+def test_amino_acids_have_the_ids_of_transformers(tmp_path):
+    transformers = pytest.importorskip("transformers", reason="needs the package transformers")
+    symbols = [*tokenizers.AminoAcidTokenizer.SYMBOLS, "<mask>"]
+    (tmp_path / "vocab.txt").write_text("\n".join(symbols))
+    theirs = transformers.EsmTokenizer(str(tmp_path / "vocab.txt"))
+    text = "LAGVSERTIDPKQNFYMHWCXBUZO"
+    np.testing.assert_array_equal(theirs(text)["input_ids"], [0, *tokenizers.make_tokenizer("esm2").encode(text), 2])
+    assert theirs.mask_token_id == tokenizers.make_tokenizer("esm2").num_tokens
 
 
 def test_strict_names_the_first_symbols_outside_the_vocabulary(tmp_path, sentencepiece_tokenizer):
