@@ -16,6 +16,8 @@ GIVEN, ACCEPTED, REPLACED, UNVERIFIED = range(4)
 class SampleResult:
     """Samples and what they cost.
 
+    `ssmd_jax.sampling.policy` says what the history means where a sampler masks tokens again.
+
     Attributes:
         tokens: int32 `[batch, length]`, in sequence order; the mask id at positions past a row's length.
         order: int32 `[batch, length]`, positions in the order revealed, given ones first, left-over positions last.

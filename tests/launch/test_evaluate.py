@@ -110,7 +110,7 @@ def test_any_samplers(outcomes):
         ("speculative", "order=dilated delta_tau=0.2"),
     ]
     assert all(row["nfe"]["value"] > 0 and row["unigram_entropy"] > 0 for row in rows)
-    assert len(programs.last_json(out)["acceptance"]) == 1 and "threshold  block=8" in err
+    assert len(programs.last_json(out)["acceptance"]) == 1 and "block=8 threshold=0.2" in err
     assert "</svg>" in (folder / "samplers.svg").read_text()
 
 

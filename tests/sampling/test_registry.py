@@ -10,18 +10,26 @@ from ssmd_jax.sampling.policies.dilated import Spaced
 from ssmd_jax.sampling.policies.path_planning import ModelPlanner
 from tests.tabular import tabular_model
 
+NAMES = [*registry.REGISTRY, "eb+spaced"]
 
-@pytest.mark.parametrize("name", [*registry.REGISTRY, "eb+spaced"])
-def test_draws_by_name(name):
+
+@pytest.mark.parametrize("name", NAMES)
+def test_values_of_the_knob(name):
     entry = registry.entry(name)
     assert entry.knob in entry.arguments and entry.note
+    for value in entry.values:
+        registry.make(name, registry.parse(name, f"{entry.knob}={value}"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_draws_by_name(name):
+    entry = registry.entry(name)
     config = registry.make(name, {entry.knob: entry.values[0], "budget_nfe": 3.0})
     model = tabular_model(6, num_tokens=3)
     critic = {"critic": ModelPlanner(model)} if getattr(config, "asks_critic", False) else {}
     result = entry.sample(model, jax.random.key(0), config, batch_size=3, length=6, **critic)
     assert (np.asarray(result.nfe) <= 3 + 1e-4).all() and (np.asarray(result.tokens) < 3).all()
-    for value in entry.values:
-        registry.make(name, registry.parse(name, f"{entry.knob}={value}"))
 
 
 def test_values_from_text():

