@@ -66,32 +66,47 @@ NAMES = {
 }
 
 
-def twin_logits(model: MaskedLanguageModel, tokens: list[int]) -> np.ndarray:
-    """float64 logits `[L, V]` of one row."""
-    config, found = model.config, {name: x.astype(np.float64) for name, x in file_tensors(model).items()}
-    (embed, last, head), block, names = NAMES[config.shifts]
-    root = "" if config.shifts else "model.transformer."
-    length, dim = len(tokens), config.head_dim
-    norm = lambda x, scale: x / np.sqrt((x**2).mean(-1, keepdims=True) + config.rms_eps) * scale
-    angle = np.arange(length)[:, None] * config.rope_theta ** (-2 * np.arange(dim // 2) / dim)
-    cos, sin = (np.concatenate([f(angle)] * 2, axis=-1) for f in (np.cos, np.sin))
-    turn = lambda x: x * cos + np.concatenate([-x[:, dim // 2 :], x[:, : dim // 2]], axis=-1) * sin
-    x = found[f"{root}{embed}.weight"][tokens]
-    for index in range(config.num_layers):
-        at = block.format(index)
-        attention_norm, q, k, v, out, mlp_norm, gate, up, down = (found[f"{at}{name}.weight"] for name in names)
-        bias = lambda name, at=at: found.get(f"{at}{name}.bias", 0.0)
-        normed = norm(x, attention_norm)
-        q, k, v = (normed @ w.T + bias(name) for w, name in zip((q, k, v), names[1:4], strict=True))
-        heads = []
-        for h in range(config.num_heads):
-            g = h // (config.num_heads // config.num_kv_heads)
-            of = lambda x, n: x[:, n * dim : (n + 1) * dim]
-            scores = turn(of(q, h)) @ turn(of(k, g)).T / np.sqrt(dim)
-            weight = np.exp(scores - scores.max(-1, keepdims=True))
-            heads.append(weight / weight.sum(-1, keepdims=True) @ of(v, g))
-        x = x + np.concatenate(heads, axis=-1) @ out.T
-        normed = norm(x, mlp_norm)
-        g = normed @ gate.T
-        x = x + (g / (1 + np.exp(-g)) * (normed @ up.T)) @ down.T
-    return norm(x, found[f"{root}{last}.weight"]) @ found[f"{root}{head}.weight"].T
+class Twin:
+    """The forward pass of one row in float64, with the keys and values of every position's last feeding."""
+
+    def __init__(self, model: MaskedLanguageModel):
+        self.config = model.config
+        self.tensors = {name: x.astype(np.float64) for name, x in file_tensors(model).items()}
+        self.cache = {}
+
+    def forward(self, tokens: list[int], fed: list[int] | None = None) -> dict[int, np.ndarray]:
+        """Logits of the positions fed (all, if None), by position."""
+        config, dim, found = self.config, self.config.head_dim, self.tensors
+        fed = list(range(len(tokens))) if fed is None else fed
+        (embed, last, head), block, names = NAMES[config.shifts]
+        root = "" if config.shifts else "model.transformer."
+        norm = lambda x, scale: x / np.sqrt((x**2).mean(-1, keepdims=True) + config.rms_eps) * scale
+        frequency = config.rope_theta ** (-2 * np.arange(dim // 2) / dim)
+
+        def turn(x, positions):
+            angle = np.concatenate([np.asarray(positions)[:, None] * frequency] * 2, axis=-1)
+            return x * np.cos(angle) + np.concatenate([-x[:, dim // 2 :], x[:, : dim // 2]], axis=-1) * np.sin(angle)
+
+        x = found[f"{root}{embed}.weight"][[tokens[p] for p in fed]]
+        for layer in range(config.num_layers):
+            at = block.format(layer)
+            attention_norm, q, k, v, out, mlp_norm, gate, up, down = (found[f"{at}{name}.weight"] for name in names)
+            normed = norm(x, attention_norm)
+            bias = lambda name, at=at: found.get(f"{at}{name}.bias", 0.0)
+            q, k, v = (normed @ w.T + bias(name) for w, name in zip((q, k, v), names[1:4], strict=True))
+            for row, position in enumerate(fed):
+                self.cache[layer, position] = k[row], v[row]
+            keys, values = (np.stack([self.cache[layer, p][n] for p in range(len(tokens))]) for n in (0, 1))
+            heads = []
+            for h in range(config.num_heads):
+                g = h // (config.num_heads // config.num_kv_heads)
+                of = lambda x, n: x[:, n * dim : (n + 1) * dim]
+                scores = turn(of(q, h), fed) @ turn(of(keys, g), range(len(tokens))).T / np.sqrt(dim)
+                weight = np.exp(scores - scores.max(-1, keepdims=True))
+                heads.append(weight / weight.sum(-1, keepdims=True) @ of(values, g))
+            x = x + np.concatenate(heads, axis=-1) @ out.T
+            normed = norm(x, mlp_norm)
+            g = normed @ gate.T
+            x = x + (g / (1 + np.exp(-g)) * (normed @ up.T)) @ down.T
+        logits = norm(x, found[f"{root}{last}.weight"]) @ found[f"{root}{head}.weight"].T
+        return dict(zip(fed, logits, strict=True))

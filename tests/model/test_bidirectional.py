@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from ssmd_jax.model.bidirectional import BidirectionalTransformer
-from tests.model.published import DREAM, LLADA, random_model, twin_logits
+from tests.model.published import DREAM, LLADA, Twin, random_model
 
 TOKENS = np.random.default_rng(1).integers(0, 19, size=(3, 11)).astype(np.int32)
 
@@ -21,7 +21,7 @@ def test_equals_the_numpy_twin(config):
     model = random_model(config)
     found = BidirectionalTransformer(config).apply({"params": model.params}, TOKENS)
     for row, tokens in zip(found, TOKENS, strict=True):
-        np.testing.assert_allclose(row, twin_logits(model, list(tokens)), atol=2e-5)
+        np.testing.assert_allclose(row, list(Twin(model).forward(list(tokens)).values()), atol=2e-5)
 
 
 @pytest.mark.parametrize("config", [LLADA, DREAM], ids=["llada", "dream"])

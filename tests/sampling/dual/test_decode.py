@@ -1,0 +1,180 @@
+"""One network decodes: every public decoder as its implementation does, and as a twin in plain Python."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from ssmd_jax.model import pretrained
+from ssmd_jax.sampling.dual import commit, decode, feeding, presets
+from ssmd_jax.sampling.dual.config import DecodeConfig
+from ssmd_jax.sampling.dual.proposal import Proposal
+from tests import fixtures
+from tests.model.published import DREAM, LLADA, random_model
+from tests.sampling.dual import twins
+
+KEY = jax.random.key(0)
+PROMPTS = [[3, 14, 15, 9, 2], [6, 5], [3, 5, 8, 9]]
+
+# Expected output -> (decoder, forwards, positions); few sizes are compiled where the number of them changes nothing.
+PUBLISHED = {
+    "llada_k2": (presets.llada(32, 8, 16), 16, 688),
+    # The public code feeds both halves as one batch and counts 32.
+    "llada_cfg05": (presets.llada(32, 8, 32, guidance=0.5), 64, 2752),
+    "fastdllm_plain_topk32": (presets.fast_dllm(32, 8, "none", commit.Fixed(), steps=32), 32, 1376),
+    "fastdllm_plain_thr09": (presets.fast_dllm(32, 8, "none"), 32, 1376),
+    "fastdllm_prefix_topk16": (
+        DecodeConfig(32, 8, 16, feeding=feeding.Prefix(buckets=1)),
+        16,
+        412,
+    ),
+    "fastdllm_prefix_thr09": (presets.fast_dllm(32, 8, "prefix"), 32, 732),
+    "fastdllm_dual_topk32": (presets.fast_dllm(32, 8, "dual", commit.Fixed(), steps=32), 32, 396),
+    "fastdllm_dual_thr05": (presets.fast_dllm(32, 8, "dual", commit.Threshold(0.5)), 18, 284),
+    "dkvdecode_r2": (DecodeConfig(32, 16, 32, feeding=feeding.Settled(2, buckets=1)), 32, 998),
+    "dkvdecode_r8": (presets.dkv_decode(32, 16, 32, 8), 32, 686),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_public_implementations(name, tmp_path):
+    folder, expected = fixtures.llada_tiny(tmp_path)
+    config, forwards, positions = PUBLISHED[name]
+    found = decode.sample(pretrained.load(folder, dtype="float32"), KEY, config, expected["prompt"])
+    np.testing.assert_array_equal(found.tokens, expected[name][:, 11:])
+    assert (found.drafter_forwards, found.drafter_positions) == (forwards, positions)
+    assert (found.verifier_forwards, found.drafter_passes) == (0, forwards // config.cost)
+
+
+# Name -> (network, decoder, choice of the twin, score of the twin).
+TWINS = {
+    "prefix": (LLADA, DecodeConfig(12, 4, 6, feeding=feeding.Prefix(buckets=2)), twins.fixed, "confidence"),
+    "dual": (LLADA, presets.fast_dllm(12, 4, "dual", commit.Threshold(0.3)), twins.threshold(0.3), "confidence"),
+    # A block is finished by its first pass, and a second one spent.
+    "paper": (LLADA, presets.fast_dllm(8, 4, commit=commit.Threshold(0), paper=True), twins.threshold(0), "confidence"),
+    "factor": (LLADA, presets.fast_dllm(12, 4, "none", commit.Factor(2.0)), twins.factor(2.0), "confidence"),
+    "settled": (LLADA, DecodeConfig(12, 6, 12, feeding=feeding.Settled(4, buckets=2)), twins.fixed, "confidence"),
+    "dream": (DREAM, presets.dream(10, 5), twins.timesteps, "entropy"),
+    "dream prefix": (
+        DREAM,
+        DecodeConfig(8, 4, 6, feeding=feeding.Prefix(1), commit=commit.Timesteps(), proposal=Proposal(score="entropy")),
+        twins.timesteps,
+        "entropy",
+    ),
+    "dream dual": (DREAM, presets.fast_dllm(12, 4, "dual", commit.Threshold(0.3)), twins.threshold(0.3), "confidence"),
+    "dream decode": (DREAM, presets.dkv_dream(10, 10, "decode", 3), twins.timesteps, "entropy"),
+    "dream un_right": (
+        DREAM,
+        presets.dkv_dream(10, 10, "decode", 3, "un_right", proposal=Proposal(score="margin")),
+        twins.timesteps,
+        "margin",
+    ),
+    "dream right": (DREAM, presets.dkv_dream(10, 10, "decode", 4, "right"), twins.timesteps, "entropy"),
+    "dream prefill": (DREAM, presets.dkv_dream(10, 10, "prefill"), twins.timesteps, "entropy"),
+    "dream pd": (DREAM, presets.dkv_dream(10, 10, "pd", 3), twins.timesteps, "entropy"),
+}
+
+
+@pytest.mark.parametrize("name", TWINS)
+def test_twin(name):
+    """A batch of prompts of different lengths: each row as the twin, which knows of no batch and no padding."""
+    network, config, choose, score = TWINS[name]
+    model = random_model(network, scale=3.0)
+    found = decode.sample(model, KEY, config, PROMPTS)
+    for row, prompt in enumerate(PROMPTS):
+        tokens, forwards, positions = twins.decode(model, prompt, config, choose, score)
+        np.testing.assert_array_equal(found.tokens[row], tokens)
+        assert (found.drafter_forwards[row], found.drafter_positions[row]) == (forwards, positions)
+
+
+@pytest.mark.parametrize("budget", [3, 5, 100])
+def test_budget_is_a_hard_bound(budget):
+    """One program for all budgets; what a block's last pass finds masked it commits, as the twin does."""
+    model = random_model(LLADA, scale=3.0)
+    config = DecodeConfig(12, 4, 12, budget=budget)
+    found = decode.sample(model, KEY, config, PROMPTS)
+    assert (found.drafter_forwards == min(budget, 12)).all() and (found.tokens != LLADA.mask_id).all()
+    for row, prompt in enumerate(PROMPTS):
+        tokens, _, _ = twins.decode(model, prompt, config, twins.fixed, budget=budget)
+        np.testing.assert_array_equal(found.tokens[row], tokens)
+
+
+def test_temperature_rows_alone_and_padding():
+    """With noise in tokens and positions: a row is the same alone under its own key, and under more padding."""
+    model = random_model(LLADA, scale=2.0)
+    config = presets.dkv_greedy(12, 6, 6, 2, 2, proposal=Proposal(temperature=0.8, top_p=0.9, score="random"))
+    batch = decode.sample(model, KEY, config, PROMPTS, prompt_length=5)
+    for row, prompt in enumerate(PROMPTS):
+        alone = decode.sample(model, jax.random.fold_in(KEY, row)[None], config, [prompt], prompt_length=7)
+        np.testing.assert_array_equal(batch.tokens[row], alone.tokens[0])
+        assert batch.drafter_positions[row] == alone.drafter_positions[0]
+    assert len({tuple(row) for row in np.asarray(batch.tokens)}) == 3
+
+
+def test_end_of_text():
+    """Stopping at the end of text gives the full run, cut there, for less; a row that has ended counts no more."""
+    model = random_model(LLADA, seed=3, scale=3.0)
+    config = presets.fast_dllm(12, 4, "dual", commit.Fixed())
+    full = decode.sample(model, KEY, config, PROMPTS)
+    eos = int(full.tokens[0, 5])
+    short = decode.sample(model, KEY, dataclasses.replace(config, eos_id=eos), PROMPTS)
+    for row in range(3):
+        text = list(np.asarray(full.tokens[row]))
+        end = text.index(eos) + 1 if eos in text else 12
+        np.testing.assert_array_equal(short.tokens[row], text[:end] + [eos] * (12 - end))
+        assert short.num_tokens[row] == end
+    assert short.drafter_forwards[0] < 12 and (short.drafter_forwards <= full.drafter_forwards).all()
+
+
+def test_greedy_feeds_few():
+    """Without a window: what is committed now and what was committed last; with refresh 1 nothing is cached."""
+    model = random_model(LLADA, scale=3.0)
+    run = lambda refresh, window: decode.sample(model, KEY, presets.dkv_greedy(12, 6, 12, refresh, window), PROMPTS[:1])
+    # Six passes a block of six: full, 2, full, 2...; the window adds its two as long as that many are masked.
+    assert run(2, 0).drafter_positions[0] == 2 * 3 * (17 + 2)
+    with_window = run(2, 2).drafter_positions[0]
+    assert with_window == 2 * 3 * (17 + 2) + 2 * 3 * 2 - 2
+    uncached = decode.sample(
+        model, KEY, DecodeConfig(12, 6, 12, feeding=feeding.Greedy(1), proposal=Proposal(score="random")), PROMPTS[:1]
+    )
+    assert uncached.drafter_positions[0] == 12 * 17
+
+
+def test_bad_arguments():
+    model = random_model(LLADA)
+    config = DecodeConfig(12, 4)
+    for prompts, fields, message in (
+        ([], {}, "at least one prompt"),
+        ([[1, 23]], {}, r"token 23, outside the vocabulary 0\.\.22"),
+        ([[1, 21]], {}, "has the mask token 21"),
+        ([[1.5]], {}, "sequence of token ids"),
+        ([[1, 2, 3]], {"prompt_length": 2}, "more than prompt_length 2"),
+        ([[1] * 53], {}, "make 65, more than the 64"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            decode.sample(model, KEY, config, prompts, **fields)
+    for fields, message in (
+        ({"gen_length": 0}, "gen_length must be a whole number"),
+        ({"block_length": 5}, "not divisible by block_length 5"),
+        ({"steps": 4}, "steps 4 must be a multiple of the 3 blocks"),
+        ({"steps": 15}, "no more than gen_length"),
+        ({"guidance": -1.0}, "guidance must be at least 0"),
+        ({"budget": 2}, "budget 2 pays no pass for each of the 3 blocks"),
+        ({"feeding": feeding.Greedy()}, "it needs the score 'random'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            dataclasses.replace(config, **fields)
+    for make, message in (
+        (lambda: feeding.Settled(0), "refresh must be"),
+        (lambda: feeding.Greedy(2, -1), "window must be"),
+        (lambda: feeding.ShiftedSettled(2, "left"), "shift_type must be one of"),
+        (lambda: Proposal(score="best"), "score must be one of"),
+        (lambda: Proposal(top_p=0.0), "top_p must lie"),
+        (lambda: Proposal(top_k=-1), "top_k must be"),
+        (lambda: Proposal(temperature=-1.0), "temperature must be"),
+        (lambda: presets.fast_dllm(8, 4, "both"), "cache must be one of none, prefix, dual"),
+        (lambda: presets.dkv_dream(8, 4, "both"), "cache must be one of decode"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            make()
