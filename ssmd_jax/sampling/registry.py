@@ -11,18 +11,7 @@ from ssmd_jax.sampling import ancestral, any_subset, big_little, policy, specula
 from ssmd_jax.sampling.any_subset import AnySubsetConfig
 from ssmd_jax.sampling.big_little import BigLittleConfig
 from ssmd_jax.sampling.config import SpeculativeConfig
-from ssmd_jax.sampling.policies import (
-    ancestral as grids,
-)
-from ssmd_jax.sampling.policies import (
-    confidence,
-    dilated,
-    entropy_bounded,
-    klass,
-    path_planning,
-    remdm,
-    star,
-)
+from ssmd_jax.sampling.policies import confidence, dilated, entropy_bounded, grid, klass, path_planning, remdm, star
 
 SPACED = "+spaced"
 
@@ -114,9 +103,9 @@ REGISTRY = {
         AnySubsetConfig, any_subset.sample, "two-pass speculation, oracle of k nested states, k NFE", "drafts", (2, 5)
     ),
     "big_little": Entry(cautious, big_little.sample, "fallback and rollback, BIASED", "rollback", (2.0, 3.0, 5.0)),
-    "mdlm": _of(grids.Mdlm, "ancestral, even grid, steps without a change are free"),
-    "md4": _of(grids.Md4, "ancestral, cosine grid, every step a pass"),
-    "first_hitting": _of(grids.FirstHitting, "random order, so many passes", "passes"),
+    "mdlm": _of(grid.Mdlm, "ancestral, even grid, steps without a change are free"),
+    "md4": _of(grid.Md4, "ancestral, cosine grid, every step a pass"),
+    "first_hitting": _of(grid.FirstHitting, "random order, so many passes", "passes"),
     "maskgit": _of(confidence.TopK, "top confidence, cosine schedule", schedule="cosine", choice_temperature=4.5),
     "llada": _of(confidence.TopK, "top confidence, even schedule, blocks", block=32),
     "margin": _of(confidence.TopK, "top margin, even schedule", score="margin"),

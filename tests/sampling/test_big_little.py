@@ -73,6 +73,8 @@ def test_python_loop(name):
             np.testing.assert_allclose(np.asarray(getattr(result, field))[b], value, rtol=1e-6, err_msg=field)
     assert np.asarray(result.rejected).sum() and np.asarray(result.accepted).sum()
 
+    if name != "sampled":
+        return
     one = {field: value[2:3] for field, value in rows.items()}
     alone = big_little.sample(model, keys.row_keys(key, batch)[2:3], config, batch_size=1, length=LENGTH, **one)
     np.testing.assert_array_equal(alone.tokens[0], result.tokens[2])

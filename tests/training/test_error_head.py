@@ -44,7 +44,7 @@ def test_rows_are_completed_from_the_draft():
     assert wrong[0] < 1 / 8 and wrong[-1] > 0.5 and (np.diff(wrong) > -0.05).all()
 
 
-def test_head_starts_blind_and_learns_on_a_frozen_trunk():
+def test_head_starts_blind_and_learns():
     model, params = network(), head()
     loss, _ = error_head.loss_fn(params, model, tokens(64), jax.random.key(0))
     assert float(loss) == pytest.approx(math.log(2), abs=1e-5)
@@ -54,8 +54,6 @@ def test_head_starts_blind_and_learns_on_a_frozen_trunk():
         params, opt_state, loss = step(params, opt_state, tokens(64, n), jax.random.fold_in(jax.random.key(2), n))
         losses.append(float(loss))
     assert np.mean(losses[-10:]) < losses[0] - 0.1
-    gradient = jax.jit(jax.grad(lambda model: error_head.loss_fn(params, model, tokens(4), jax.random.key(0))[0]))
-    assert all(not np.asarray(leaf).any() for leaf in jax.tree.leaves(gradient(model)))
 
 
 def test_critic_sees_the_complete_row_in_sequence_order():

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmd_jax.sampling.policies import choosing
-from ssmd_jax.sampling.policies.ancestral import GridPolicy, Outcome, mdlm_grid
+from ssmd_jax.sampling.policies.grid import GridPolicy, Outcome, mdlm_grid
 from ssmd_jax.sampling.policy import View, require
 
 RULES = ("cap", "rescale", "conf", "loop")

@@ -11,10 +11,10 @@ from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.sampling import policy as policy_lib
 from ssmd_jax.sampling.policies import (
-    ancestral,
     confidence,
     dilated,
     entropy_bounded,
+    grid,
     klass,
     path_planning,
     remdm,
@@ -45,13 +45,13 @@ class TabularCritic:
 
 
 POLICIES = {
-    "mdlm": ancestral.Mdlm(steps=12),
-    "mdlm, few steps": ancestral.Mdlm(steps=4, temperature=0.8),
-    "mdlm, every step": ancestral.Mdlm(steps=9, skip=False),
-    "md4": ancestral.Md4(steps=6, top_p=0.8),
-    "md4, linear": ancestral.Md4(steps=8, grid_name="linear", skip=True),
-    "first hitting": ancestral.FirstHitting(),
-    "first hitting, groups": ancestral.FirstHitting(passes=3),
+    "mdlm": grid.Mdlm(steps=12),
+    "mdlm, few steps": grid.Mdlm(steps=4, temperature=0.8),
+    "mdlm, every step": grid.Mdlm(steps=9, skip=False),
+    "md4": grid.Md4(steps=6, top_p=0.8),
+    "md4, linear": grid.Md4(steps=8, grid_name="linear", skip=True),
+    "first hitting": grid.FirstHitting(),
+    "first hitting, groups": grid.FirstHitting(passes=3),
     "maskgit": confidence.TopK(steps=4, schedule="cosine", choice_temperature=4.5),
     "llada": confidence.TopK(steps=4, block=4, temperature=0.5),
     "greedy": confidence.TopK(steps=5, temperature=0.0),

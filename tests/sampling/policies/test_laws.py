@@ -13,10 +13,10 @@ from ssmd_jax.diffusion.window import ConstantWindow
 from ssmd_jax.sampling import policy
 from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.policies import (
-    ancestral,
     confidence,
     dilated,
     entropy_bounded,
+    grid,
     klass,
     path_planning,
     remdm,
@@ -48,7 +48,7 @@ def any_order_law(model, length=LENGTH):
 
 
 ONE_AT_RANDOM = {
-    "first hitting": ancestral.FirstHitting(),
+    "first hitting": grid.FirstHitting(),
     "top k": confidence.TopK(steps=LENGTH, score="random"),
     "eb": entropy_bounded.EntropyBounded(gamma=0.0, score="random"),
     "p2": path_planning.PathPlanning(steps=LENGTH, eta=0.0, score="random"),
@@ -92,7 +92,7 @@ def test_no_remasking_is_ancestral(rule):
     """With sigma 0, draw for draw; P2 with eta 0 and random scores, and a star that never starts, remask nothing."""
     model = tabular_model(6, num_tokens=3, seed=4)
     found = draw(model, remdm.Remdm(steps=7, rule=rule, eta=0.0), 200, 6)
-    wanted = draw(model, ancestral.Mdlm(steps=7), 200, 6)
+    wanted = draw(model, grid.Mdlm(steps=7), 200, 6)
     for field in ("tokens", "order", "trunk_passes", "revealed_in", "rejected_token"):
         np.testing.assert_array_equal(getattr(found, field), getattr(wanted, field))
     for chosen in (
@@ -105,7 +105,7 @@ def test_no_remasking_is_ancestral(rule):
 def test_skipping_changes_no_token():
     """A step without a change costs no pass, and that is all: MDLM's cache, row by row."""
     model = tabular_model(6, num_tokens=3, seed=4)
-    skipping, stepping = (draw(model, ancestral.Mdlm(steps=20, skip=skip), 200, 6) for skip in (True, False))
+    skipping, stepping = (draw(model, grid.Mdlm(steps=20, skip=skip), 200, 6) for skip in (True, False))
     np.testing.assert_array_equal(skipping.tokens, stepping.tokens)
     np.testing.assert_array_equal(skipping.rejected_token, stepping.rejected_token)
     assert np.asarray(skipping.trunk_passes).max() <= 6
@@ -151,12 +151,12 @@ def test_grids_follow_their_law(name):
     model, steps = tabular_model(3, seed=6), 4
     t = np.linspace(1, 1e-5, steps + 1)
     if name == "md4":
-        chosen = ancestral.Md4(steps=steps)
+        chosen = grid.Md4(steps=steps)
         t = np.cos(np.pi / 2 * (1 - np.arange(steps, -1, -1) / steps))
         alphas, sigmas = (1 - 2e-4) * (1 - t) + 1e-4, [0.0] * steps
     else:
         eta = 0.0 if name == "mdlm" else 0.3
-        chosen = ancestral.Mdlm(steps=steps) if name == "mdlm" else remdm.Remdm(steps=steps, eta=eta)
+        chosen = grid.Mdlm(steps=steps) if name == "mdlm" else remdm.Remdm(steps=steps, eta=eta)
         alphas = 1 - t
         sigmas = [min(eta, t[n + 1] / alphas[n]) if n else eta for n in range(steps)]
     law = grid_law(model, 3, alphas, sigmas)
@@ -186,5 +186,5 @@ def test_noise_of_small_range_truncates_rare_tokens():
     direction = jnp.tanh(BIAS * jnp.ones(3))
     logits = jnp.log(jnp.asarray(share, jnp.float32))
     model = model.replace(draft_DxFxV=(direction / jnp.sum(direction**2))[None, :, None] * logits[None, None])
-    result = draw(model, ancestral.Mdlm(steps=30), length=1)
+    result = draw(model, grid.Mdlm(steps=30), length=1)
     assert chi_square(counts_of(result), {(0,): share[0], (1,): share[1]}, NUM_SAMPLES) > 1e-3

@@ -86,6 +86,17 @@ def test_network(name):
     assert_is_twin(result, model, cases.of_network(model), chosen, AMPLE, rows, (2, 3))
 
 
+def test_devices_share_out_rows():
+    """A loop a device, with its own number of passes, draws what one loop does."""
+    model, chosen, rows = cases.tabular(), POLICIES["g-star"], cases.ragged()
+    alone = draw(model, chosen, AMPLE, **rows)
+    mesh = jax.make_mesh((2,), ("data",), devices=jax.devices()[:2])
+    shared = draw(model, chosen, AMPLE, mesh=mesh, **rows)
+    for field in PER_ROW:
+        np.testing.assert_array_equal(np.asarray(getattr(alone, field)), np.asarray(getattr(shared, field)))
+    assert shared.rows_computed.shape == (2,) and (np.asarray(shared.rows_computed) % 3 == 0).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", POLICIES)
 def test_row_alone(name):
