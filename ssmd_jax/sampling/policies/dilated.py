@@ -112,6 +112,9 @@ class Spaced(Policy):
     def complete(self, view, state):
         return self.inner.complete(view, state)
 
+    def is_done(self, masked_D, moves, state):
+        return self.inner.is_done(masked_D, moves, state)
+
     def step(self, view: View, state) -> Move:
         move = self.inner.step(view, state)
         reveal_D = move.reveal_D & view.masked_D

@@ -295,7 +295,7 @@ def dilated(policy, row, critic):
 
 def spaced(policy, row, critic):
     """Only on top of rules whose priority is the confidence of the drawn token, or minus the entropy."""
-    _, candidates = row.block(policy.block)
+    _, candidates = row.block(policy.block) if row.masked else (0, [])
     size = row.length if policy.block is None else policy.block
     tokens, reveal, remask, done = RULES[type(policy.inner).__name__](policy.inner, row, critic)
     gap, kept = max(2, math.floor(len(candidates) * policy.gap / size)), []
