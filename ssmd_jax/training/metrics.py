@@ -9,6 +9,7 @@ import os
 import pathlib
 import re
 import sys
+import time
 from collections.abc import Mapping, Sequence
 
 import rich.console
@@ -16,6 +17,8 @@ import rich.progress
 
 try:
     import tensorboardX
+    from tensorboardX import event_file_writer, summary
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
 except ImportError:
     tensorboardX = None
 
@@ -64,7 +67,7 @@ class MetricWriter:
         _drop_samples_after(self._workdir / SAMPLES, step)
         self._file = (self._workdir / FILE).open("a", encoding="utf-8")
         if tensorboardX is not None:
-            self._board = tensorboardX.SummaryWriter(str(self._workdir / "tensorboard"), purge_step=step + 1)
+            self._board = _Board(self._workdir / "tensorboard", step + 1)
 
     def rewind(self, step: int) -> None:
         """Drops what the files hold beyond a step, from which the run goes on once more."""
@@ -109,9 +112,8 @@ class MetricWriter:
             self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
             self._file.flush()
             if self._board is not None:
-                for name, value in values.items():
-                    if isinstance(value, int | float):
-                        self._board.add_scalar(f"{kind}/{name}", value, step)
+                numbers = {name: value for name, value in values.items() if isinstance(value, int | float)}
+                self._board.write(step, [summary.scalar(f"{kind}/{name}", value) for name, value in numbers.items()])
         self.say(f"step {step}: {note}")
 
     def write_samples(self, step: int, texts: Sequence[str]) -> None:
@@ -122,7 +124,7 @@ class MetricWriter:
         with (self._workdir / SAMPLES).open("a", encoding="utf-8") as file:
             file.write(f"{_HEADING}{step}\n" + "".join(text + "\n\n" for text in texts))
         if self._board is not None:
-            self._board.add_text("samples", "\n\n".join(texts), step)
+            self._board.write(step, [summary.text("samples", "\n\n".join(texts))])
         self.say(f"step {step}: a sample: {' '.join(texts[0].split())[:160]}")
 
     def close(self) -> None:
@@ -137,6 +139,33 @@ class MetricWriter:
             with contextlib.suppress(OSError):
                 if sink is not None:
                     sink.close()
+
+
+class _Board:
+    """TensorBoard's event file, written line by line as the other files are.
+
+    tensorboardX's own `SummaryWriter` writes in a thread, which on a full disk ends in a traceback, or in one at exit.
+    """
+
+    def __init__(self, folder: pathlib.Path, first_step: int):
+        """Opens a new file; events of `first_step` and later in older files of the folder are purged."""
+        folder.mkdir(exist_ok=True)
+        # Files opened within one second would have one name.
+        suffix = f".{os.getpid()}.{len(list(folder.iterdir()))}"
+        self._file = event_file_writer.EventsWriter(str(folder / "events"), suffix)
+        self._add(step=first_step, file_version="brain.Event:2")
+        self._add(step=first_step, session_log=SessionLog(status=SessionLog.START))
+
+    def _add(self, **fields) -> None:
+        self._file.write_event(Event(wall_time=time.time(), **fields))
+
+    def write(self, step: int, summaries: Sequence) -> None:
+        for each in summaries:
+            self._add(step=step, summary=each)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def _drop_samples_after(path: pathlib.Path, step: int) -> None:
