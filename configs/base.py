@@ -86,6 +86,8 @@ def get_config() -> ConfigDict:
     # Peak learning rate, reached after this many steps of linear warm-up (at most half of all steps).
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 200
+    # Learning rate of all but the causal part, over that of the causal part: for a pretrained trunk.
+    config.optimizer.trunk_rate = 1.0
     # The cosine ends at this fraction of the peak.
     config.optimizer.final_fraction = 0.0
     # Adam's decays of the first and second moment, and epsilon.

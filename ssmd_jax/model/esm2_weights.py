@@ -138,6 +138,12 @@ def _stacked(trees: list[Any]) -> Any:
     return np.stack(trees)
 
 
+def is_published(path: os.PathLike | str) -> bool:
+    """Whether a path is a safetensors file, or a folder of them as published."""
+    path = pathlib.Path(path)
+    return path.suffix == ".safetensors" if path.is_file() else any(path.glob("model*.safetensors"))
+
+
 def read_fields(folder: os.PathLike | str) -> dict[str, Any]:
     """The fields of `HybridConfig` that a folder's `config.json` describes, the causal part's apart.
 

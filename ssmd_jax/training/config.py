@@ -22,39 +22,6 @@ from ssmd_jax.sampling.config import ORDERS, SpeculativeConfig
 OPTIMIZERS = ("adamw", "muon")
 NONFINITE = ("stop", "skip")
 
-# What may differ when a run is resumed: nothing here changes what is learned, beyond rounding. Of the data only the
-# places are free: that they hold the same tokens is checked by `workdir.check_data`.
-FREE_FIELDS = (
-    "training.stop_step",
-    "training.log_every",
-    "training.eval_every",
-    "training.eval_batches",
-    "training.eval_batch_size",
-    "training.checkpoint_every",
-    "training.keep_last",
-    "training.keep_every",
-    "training.keep_best",
-    "training.sample_every",
-    # What is done where a run would end otherwise.
-    "training.nonfinite",
-    "training.max_skips",
-    "training.spike_factor",
-    "training.spike_rollbacks",
-    "training.init_from",
-    "mesh.*",
-    "sampling.*",
-    "data.source",
-    "data.train",
-    "data.valid",
-    "data.test",
-    "data.tokenizer_path",
-    "data.cache_dir",
-    "model.attention",
-    "model.mlp",
-    "model.remat",
-    "model.unroll",
-)
-
 
 def _require(condition: bool, name: str, rule: str, value) -> None:
     if not condition:
@@ -74,6 +41,7 @@ class OptimizerConfig:
         b2: Adam's decay of the second moment.
         eps: Adam's epsilon.
         momentum: Muon's momentum.
+        trunk_rate: learning rate of all but the causal part, over that of the causal part.
         weight_decay: decoupled, times the learning rate; none on norms, biases, embedding and start vectors.
         clip_norm: gradients are scaled down to this global norm; 0 for no clipping.
     """
@@ -82,6 +50,7 @@ class OptimizerConfig:
     learning_rate: float = 1e-3
     warmup_steps: int = 200
     final_fraction: float = 0.0
+    trunk_rate: float = 1.0
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -92,6 +61,7 @@ class OptimizerConfig:
     def __post_init__(self):
         _require(self.name in OPTIMIZERS, "optimizer.name", f"one of {', '.join(OPTIMIZERS)}", self.name)
         _require(0 < self.learning_rate < math.inf, "optimizer.learning_rate", "positive", self.learning_rate)
+        _require(0 < self.trunk_rate < math.inf, "optimizer.trunk_rate", "positive", self.trunk_rate)
         _require(self.warmup_steps >= 0, "optimizer.warmup_steps", "at least 0", self.warmup_steps)
         _require(0 <= self.final_fraction <= 1, "optimizer.final_fraction", "between 0 and 1", self.final_fraction)
         for name in ("b1", "b2", "momentum"):
@@ -302,6 +272,8 @@ class ExperimentConfig:
     def __post_init__(self):
         _require(self.length >= 1, "length", "at least 1", self.length)
         _require(self.seed >= 0, "seed", "at least 0", self.seed)
+        if self.model.trunk == "esm2" and self.data.tokenizer != "esm2":
+            raise ValueError("model.trunk 'esm2' needs the ids of data.tokenizer 'esm2'")
         if self.loss.freeze_trunk and not self.model.n_causal:
             raise ValueError("loss.freeze_trunk trains the causal part alone, but model.n_causal is 0")
         if self.loss.tie_first and not self.sampling.tie_first:
@@ -354,25 +326,6 @@ class ExperimentConfig:
     def from_json(cls, text: str) -> "ExperimentConfig":
         """Reads what `to_json` wrote; raises `ValueError` as `from_config_dict` does."""
         return cls.from_config_dict(json.loads(text))
-
-
-def differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
-    """Fields in which two experiments differ, those of `FREE_FIELDS` apart, each as "name: old -> new"."""
-    old_fields, new_fields = _flatten(old.to_dict()), _flatten(new.to_dict())
-    free = lambda name: name in FREE_FIELDS or f"{name.split('.')[0]}.*" in FREE_FIELDS
-    return [
-        f"{name}: {old_fields[name]!r} -> {value!r}"
-        for name, value in new_fields.items()
-        if value != old_fields[name] and not free(name)
-    ]
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
-    for name, value in values.items():
-        flat |= _flatten(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {prefix + name: value}
-    # JSON knows no tuples: a config that has been saved must equal itself.
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in flat.items()}
 
 
 def _check_names(values: Mapping[str, Any], allowed, prefix: str) -> None:

@@ -12,7 +12,7 @@ import jax
 import ml_collections
 
 from ssmd_jax.data.tokenizers import Tokenizer, load_tokenizer
-from ssmd_jax.model import weights
+from ssmd_jax.model import esm2_weights, weights
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.model.glu_hopper import is_hopper
@@ -89,6 +89,34 @@ def load_params(
     return found[1], tokenizer, config
 
 
+def load_start(
+    path: os.PathLike | str, config: HybridConfig, tokenizer: Tokenizer, warn: Callable[[str], None] = _warn
+) -> Any:
+    """The parameters that a run starts from, perhaps without a causal part: what `training.init_from` names.
+
+    Args:
+        path: a workdir, a release, or weights of ESM-2 as published, a file or a folder.
+        config: of the network to be trained.
+        tokenizer: of the data.
+        warn: told of a checkpoint that cannot be read.
+
+    Raises:
+        ValueError: where they cannot be read, or belong to another tokenizer or network.
+    """
+    path = os.path.expanduser(path)
+    if esm2_weights.is_published(path):
+        if config.trunk != "esm2":
+            raise ValueError(f"training.init_from {path} holds published weights: set model.trunk to 'esm2'")
+        for name, value in (esm2_weights.read_fields(path) if os.path.isdir(path) else {}).items():
+            if getattr(config, name) != value:
+                raise ValueError(f"training.init_from {path} has model.{name} {value!r}, not {getattr(config, name)!r}")
+        return esm2_weights.load(path, config)
+    params, saved, _ = load_params(path, warn)
+    if saved.fingerprint() != tokenizer.fingerprint():
+        raise ValueError(f"training.init_from {path} was trained with another tokenizer than data gives")
+    return params
+
+
 def _load_release(path: os.PathLike | str, config: ExperimentConfig) -> tuple[Any, Tokenizer, ExperimentConfig]:
     tokenizer = load_tokenizer(pathlib.Path(path) / workdir.TOKENIZER)
     file = pathlib.Path(path) / WEIGHTS
@@ -123,7 +151,7 @@ def export(path: os.PathLike | str, output: os.PathLike | str, dtype: str) -> di
     weights.save(output / WEIGHTS, params, dtype)
     tokenizer.save(output / workdir.TOKENIZER)
     (output / workdir.CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
-    for name in (workdir.DATA_FILE, PROFILE_FILE):
+    for name in (workdir.DATA_FILE, workdir.LENGTHS_FILE, PROFILE_FILE):
         if (pathlib.Path(path) / name).is_file():
             shutil.copyfile(pathlib.Path(path) / name, output / name)
     size = (output / WEIGHTS).stat().st_size

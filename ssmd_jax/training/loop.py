@@ -12,6 +12,8 @@ import jax
 import numpy as np
 
 from ssmd_jax.data import pipeline
+from ssmd_jax.data.buckets import Sequences
+from ssmd_jax.data.lengths import LengthLaw
 from ssmd_jax.data.pipeline import Data
 from ssmd_jax.training import checkpoint, distributed, flops, loading, programs, samples, sharding, workdir
 from ssmd_jax.training import state as states
@@ -71,8 +73,7 @@ def train(
     # All that can be refused is refused before anything is written.
     mesh = sharding.make_mesh(config.mesh)
     training = config.training
-    sharding.check_batch(mesh, training.batch_size, "training.batch_size", training.accumulation)
-    sharding.check_batch(mesh, training.validation_batch_size, "training.eval_batch_size")
+    programs.check_batches(config, mesh)
     distributed.say_hello(mesh, training.batch_size)
     if config.model.attention == "cudnn" and mesh.devices.flat[0].platform != "gpu":
         raise ValueError("model.attention 'cudnn' needs an NVIDIA GPU; set --config.model.attention=xla")
@@ -87,7 +88,7 @@ def train(
         run.load_other_params()
     pathlib.Path(directory).mkdir(parents=True, exist_ok=True)
     if jax.process_index() == 0:
-        workdir.write(directory, config, data.tokenizer, identity)
+        workdir.write(directory, config, data, identity)
     # Outermost: a signal can end neither the last validation nor the last save.
     with Interrupts() as interrupts:
         with sharding.activate(mesh, run.programs.rules), contextlib.ExitStack() as stack:
@@ -166,9 +167,8 @@ class _Run:
         path = self.config.training.init_from
         if not path or self._other_params is not None:
             return
-        params, tokenizer, _ = loading.load_params(os.path.expanduser(path), self.warnings.append)
-        if tokenizer.fingerprint() != self.data.tokenizer.fingerprint():
-            raise ValueError(f"training.init_from {path} was trained with another tokenizer than data gives")
+        network = self.programs.network.config
+        params = loading.load_start(path, network, self.data.tokenizer, self.warnings.append)
         self._other_params = params
         shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
         if shapes(params) != shapes(self._other_abstract()):
@@ -228,6 +228,8 @@ class _Run:
         num_params = states.count_params(state.params)
         origin = f"resumed from step {start}" if resumed_from else "from the start"
         self._say_warnings(writer)
+        if isinstance(self.data.train, Sequences):
+            writer.say(f"training split: {self.data.train.note}")
         writer.say(f"{num_params:,} parameters, {self.mesh.size} x {jax.devices()[0].device_kind}, {origin}")
         batches = _Batches(self.train_batches, start + progress.data_offset)
         stack.callback(batches.close)
@@ -340,7 +342,9 @@ class _Run:
         training = self.config.training
         if _due(step, training.sample_every):
             network = self.programs.network.config
-            tokens_BxD = samples.draw(state.eval_params, network, self.config, self.mesh, self.root_key, step)
+            data = self.data.train
+            law = LengthLaw.of(data.lengths) if isinstance(data, Sequences) else None
+            tokens_BxD = samples.draw(state.eval_params, network, self.config, self.mesh, self.root_key, step, law)
             writer.write_samples(step, samples.texts(tokens_BxD, self.data.tokenizer))
         if _due(step, training.eval_every) or step == training.last_step:
             return self._validated(state, step, writer)

@@ -136,7 +136,7 @@ class Meter:
             means["skipped_steps"] = self._skipped
             if self._skipped:
                 notes.append(f"{self._skipped} steps skipped as not finite")
-        speed, spent = self._speed()
+        speed, spent = self._speed(means.get("tokens", self._config.training.batch_size * self._config.length))
         peak = peak_memory(self._mesh)
         if peak is not None:
             speed["peak_memory_bytes"] = peak
@@ -150,15 +150,14 @@ class Meter:
                 self.progress = self.progress.after_line(self._step, means["loss"])
         self._values, self._skipped = [], 0
 
-    def _speed(self) -> tuple[dict[str, float], str]:
-        """Rate and seconds a step since the last line, and the same in words; nothing about the first step."""
+    def _speed(self, tokens: float) -> tuple[dict[str, float], str]:
+        """Rate and seconds a step of so many tokens since the last line, in words too; nothing about the first step."""
         steps, now = self._step - self._since, time.monotonic()
         elapsed, waits = now - self._clock, self._waits
         self._since, self._clock, self._waits = self._step, now, dict.fromkeys(WAITS, 0.0)
         if not steps:
             return {}, ""
-        config = self._config
-        rate = steps * config.training.batch_size * config.length / elapsed
+        rate = steps * tokens / elapsed
         values = {"tokens_per_second": rate}
         peak = flops.peak_flops(self._mesh.devices.flat[0])
         if peak is not None:

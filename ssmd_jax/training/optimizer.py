@@ -99,6 +99,9 @@ def make_optimizer(
         )
     if config.clip_norm:
         rule = optax.chain(optax.clip_by_global_norm(config.clip_norm), rule)
+    if config.trunk_rate != 1.0:
+        rest = lambda params: jax.tree.map_with_path(lambda path, _: not is_trained(path), params)
+        rule = optax.chain(rule, optax.masked(optax.scale(config.trunk_rate), rest))
     if freeze_trunk:
         labels = lambda params: jax.tree.map_with_path(
             lambda path, _: "trained" if is_trained(path) else "frozen", params

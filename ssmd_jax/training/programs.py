@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import jax
 
+from ssmd_jax.data.buckets import row_unit
 from ssmd_jax.model.causal import SpeculativeNetwork
 from ssmd_jax.model.networks import make_network
 from ssmd_jax.training import keys, sharding
@@ -37,6 +38,16 @@ class Programs(NamedTuple):
     eval_step: Callable
 
 
+def check_batches(config: ExperimentConfig, mesh: jax.sharding.Mesh) -> None:
+    """Raises `ValueError` where devices would get different numbers of rows."""
+    training, sizes = config.training, (config.training.batch_size, config.training.validation_batch_size)
+    names = ("training.batch_size", "training.eval_batch_size")
+    if config.data.rows == "sequences":  # batches of shorter sequences have more rows
+        sizes, names = map(row_unit, sizes), [f"the unit of rows of {name}, an eighth if whole," for name in names]
+    for size, name, accumulation in zip(sizes, names, (training.accumulation, 1), strict=True):
+        sharding.check_batch(mesh, size, name, accumulation)
+
+
 def make_programs(config: ExperimentConfig, mesh: jax.sharding.Mesh, num_tokens: int) -> Programs:
     """Builds them; nothing is compiled and no array is made.
 
@@ -49,6 +60,7 @@ def make_programs(config: ExperimentConfig, mesh: jax.sharding.Mesh, num_tokens:
         ValueError: as `state.abstract_state`.
     """
     training, use_ema = config.training, config.training.ema_decay > 0
+    padded = config.data.rows == "sequences"
     # The fused kernel of the MLP is for inference: its backward pass computes everything again.
     network = make_network(dataclasses.replace(config.network_config(num_tokens), mlp="xla"))
     schedule = optimizers.make_schedule(config.optimizer, training.num_steps)
@@ -64,6 +76,7 @@ def make_programs(config: ExperimentConfig, mesh: jax.sharding.Mesh, num_tokens:
         accumulation=training.accumulation,
         ema_decay=training.ema_decay,
         skip_nonfinite=training.nonfinite == "skip",
+        padded=padded,
     )
     return Programs(
         network=network,
@@ -80,7 +93,7 @@ def make_programs(config: ExperimentConfig, mesh: jax.sharding.Mesh, num_tokens:
             donate_argnums=0,
         ),
         eval_step=jax.jit(
-            make_eval_step(network, config.loss),
+            make_eval_step(network, config.loss, padded),
             in_shardings=(shardings.params, batch, everywhere),
             out_shardings=everywhere,
         ),

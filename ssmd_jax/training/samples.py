@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 
+from ssmd_jax.data.lengths import LengthLaw
 from ssmd_jax.data.tokenizers import Tokenizer
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.config import HybridConfig
@@ -15,7 +16,13 @@ NUM_SAMPLES = 4
 
 
 def draw(
-    params, network_config: HybridConfig, config: ExperimentConfig, mesh: jax.sharding.Mesh, key: jax.Array, step: int
+    params,
+    network_config: HybridConfig,
+    config: ExperimentConfig,
+    mesh: jax.sharding.Mesh,
+    key: jax.Array,
+    step: int,
+    law: LengthLaw | None = None,
 ) -> np.ndarray:
     """A few sequences from the model as it is, the same at every run of the same step.
 
@@ -28,15 +35,19 @@ def draw(
         mesh: the active one.
         key: root key.
         step: steps done.
+        law: what the rows' lengths are drawn from; None for full rows.
 
     Returns:
-        int tokens `[B, D]` in sequence order.
+        int tokens `[B, D]` in sequence order; the mask id behind the end of a row.
     """
     ways = sharding.batch_ways(mesh)
     model = HybridModel(params, network_config)
     key = jax.random.fold_in(keys.stream(key, "sample"), np.uint32(step))
     rows = -(-NUM_SAMPLES // ways) * ways
-    result = speculative.sample(model, key, config.sampling.speculative(), batch_size=rows, length=config.length)
+    lengths_B = None if law is None else law.draw(step, rows)
+    result = speculative.sample(
+        model, key, config.sampling.speculative(), batch_size=rows, length=config.length, lengths=lengths_B
+    )
     # Every process may hold a share of the rows alone.
     tokens_BxD = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(result.tokens)
     return jax.device_get(tokens_BxD)
@@ -44,4 +55,4 @@ def draw(
 
 def texts(tokens_BxD: np.ndarray, tokenizer: Tokenizer) -> list[str]:
     """The text of `NUM_SAMPLES` rows."""
-    return [tokenizer.decode(row) for row in tokens_BxD[:NUM_SAMPLES]]
+    return [tokenizer.decode(row[row < tokenizer.num_tokens]) for row in tokens_BxD[:NUM_SAMPLES]]

@@ -11,7 +11,7 @@ from ssmd_jax.diffusion import loss, masking, orders
 from ssmd_jax.diffusion.loss import LossConfig
 from ssmd_jax.model.causal import SpeculativeNetwork
 from ssmd_jax.training import cross_entropy, keys
-from ssmd_jax.training.optimizer import freeze
+from ssmd_jax.training.optimizer import freeze, is_trained
 from ssmd_jax.training.state import TrainState
 
 
@@ -88,6 +88,11 @@ def token_losses(
     return TokenLosses(draft_total + target_total, draft_nll_BxD, target_nll_BxD, num_revealed_B, all_lengths_B)
 
 
+def row_lengths(tokens_BxD: jax.Array, num_tokens: int) -> jax.Array:
+    """Lengths `[B]` of rows that are padded with the mask id at their ends."""
+    return jnp.sum(tokens_BxD < num_tokens, axis=1)
+
+
 def loss_fn(
     params,
     network: SpeculativeNetwork,
@@ -116,23 +121,32 @@ def accumulated_gradient(
     key: jax.Array,
     loss_config: LossConfig,
     accumulation: int,
+    padded: bool = False,
 ):
     """Mean loss and gradient over micro-batches; micro-batch `m` has the rows `m, m + accumulation, ...`.
 
-    So each device keeps its rows. Every micro-batch has a key of its own, `fold_in(key, m)`. Rows are full, hence the
-    micro-batches weigh alike.
+    So each device keeps its rows. Every micro-batch has a key of its own, `fold_in(key, m)`. Micro-batches of full rows
+    weigh alike; padded ones (`row_lengths`) weigh as many tokens as they hold.
 
     Returns:
         `({"loss", "draft_loss", "target_loss"}, gradient)`.
     """
     batch, length = tokens_BxD.shape
+    num_tokens = network.config.num_tokens
     deterministic = network.config.dropout == 0.0
     gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
 
     def micro_step(tokens_MxD, index):
         micro_key = jax.random.fold_in(key, index)
-        (total, terms), gradient = gradient_fn(params, network, tokens_MxD, None, micro_key, loss_config, deterministic)
-        return {"loss": total, **terms}, gradient
+        lengths_M = row_lengths(tokens_MxD, num_tokens) if padded else None
+        (total, terms), gradient = gradient_fn(
+            params, network, tokens_MxD, lengths_M, micro_key, loss_config, deterministic
+        )
+        mean = {"loss": total, **terms}, gradient
+        if not padded or accumulation == 1:
+            return mean
+        share = jnp.sum(lengths_M) * accumulation / jnp.sum(row_lengths(tokens_BxD, num_tokens))
+        return jax.tree.map(lambda x: x * share.astype(x.dtype), mean)
 
     if accumulation == 1:
         return micro_step(tokens_BxD, 0)
@@ -165,12 +179,14 @@ def make_train_step(
     accumulation: int = 1,
     ema_decay: float = 0.0,
     skip_nonfinite: bool = False,
+    padded: bool = False,
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """The train step `(state, tokens [B, D], root key) -> (state, metrics)`, to be jitted by the caller.
 
     Metrics are device scalars: `loss`, `draft_loss`, `target_loss` (nats per token), `grad_norm` (before clipping),
     `learning_rate`, and `finite`, false where the loss, the gradient or a number of the new state is not: losses and
-    gradient speak of the parameters that the step was given, and a good one can still end in a bad update.
+    gradient speak of the parameters that the step was given, and a good one can still end in a bad update. Where rows
+    are `padded` with the mask id there is `tokens` too, how many the batch holds without padding.
 
     With `skip_nonfinite` a step whose loss or gradient is not finite changes nothing but `step`: the optimiser's own
     counts stand still too. `skipped` then says so, and `finite` speaks of the state alone. An update that is not finite
@@ -180,12 +196,20 @@ def make_train_step(
 
     def train_step(state: TrainState, tokens_BxD: jax.Array, key: jax.Array):
         step_key = jax.random.fold_in(keys.stream(key, "train"), state.step)
-        metrics, gradient = accumulated_gradient(state.params, network, tokens_BxD, step_key, loss_config, accumulation)
+        metrics, gradient = accumulated_gradient(
+            state.params, network, tokens_BxD, step_key, loss_config, accumulation, padded
+        )
+        if padded:
+            metrics["tokens"] = jnp.sum(row_lengths(tokens_BxD, network.config.num_tokens))
         updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = state.ema_params
         if ema_params is not None:
             ema_params = ema_update(params, ema_params, state.step, ema_decay)
+            if loss_config.freeze_trunk:  # what stands still is its own average, to the bit
+                ema_params = jax.tree.map_with_path(
+                    lambda path, mean, now: mean if is_trained(path) else now, ema_params, params
+                )
         grad_norm = optax.tree.norm(gradient)
         is_good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
         if skip_nonfinite:

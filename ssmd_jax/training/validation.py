@@ -16,7 +16,7 @@ from ssmd_jax.diffusion import loss
 from ssmd_jax.diffusion.loss import DISTANCE_LABELS, LossConfig
 from ssmd_jax.model.causal import SpeculativeNetwork
 from ssmd_jax.training import keys
-from ssmd_jax.training.step import token_losses
+from ssmd_jax.training.step import row_lengths, token_losses
 
 
 class Validation(NamedTuple):
@@ -74,38 +74,40 @@ class Validation(NamedTuple):
         )
 
 
-def make_eval_step(network: SpeculativeNetwork, loss_config: LossConfig) -> Callable:
-    """The step `(params, tokens [B, D], key) -> sums`, to be jitted by the caller."""
+def make_eval_step(network: SpeculativeNetwork, loss_config: LossConfig, padded: bool = False) -> Callable:
+    """The step `(params, tokens [B, D], key) -> sums`, to be jitted by the caller; `padded` as in the train step."""
 
     def eval_step(params, tokens_BxD: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
-        losses = token_losses(params, network, tokens_BxD, None, key, loss_config, deterministic=True)
+        lengths_B = row_lengths(tokens_BxD, network.config.num_tokens) if padded else None
+        losses = token_losses(params, network, tokens_BxD, lengths_B, key, loss_config, deterministic=True)
         _, draft, target, num_revealed_B, lengths_B = losses
         _, terms = loss.two_term_loss(draft, target, num_revealed_B, lengths_B, loss_config)
         draft_sums, counts = loss.distance_sums(draft, num_revealed_B, lengths_B)
         target_sums, _ = loss.distance_sums(target, num_revealed_B, lengths_B)
-        return {**terms, "draft_sums": draft_sums, "target_sums": target_sums, "counts": counts}
+        sums = {"draft_sums": draft_sums, "target_sums": target_sums, "counts": counts}
+        return {**terms, **sums, "tokens": jnp.sum(lengths_B)}
 
     return eval_step
 
 
 def validate(eval_step: Callable, params, batches: Iterable[jax.Array], key: jax.Array) -> Validation:
-    """Averages `eval_step` over batches of full rows.
+    """Averages `eval_step` over batches; a batch weighs as many tokens as it holds.
 
     Args:
         eval_step: the jitted step.
         params: the parameters to judge.
-        batches: tokens `[B, D]` on the devices, the same number of rows in each.
+        batches: tokens `[B, D]` on the devices.
         key: root key; batch `n` has the same orders and masks at every validation.
     """
     key = keys.stream(key, "valid")
     sums = [eval_step(params, batch, jax.random.fold_in(key, jnp.int32(n))) for n, batch in enumerate(batches)]
     if not sums:
         raise ValueError("validation has no whole batch; lower training.eval_batch_size or give more data")
-    total = jax.tree.map(lambda *xs: np.sum(np.asarray(xs, np.float64), axis=0), *jax.device_get(sums))
+    sums = jax.device_get(sums)
+    total = jax.tree.map(lambda *xs: np.sum(np.asarray(xs, np.float64), axis=0), *sums)
     # 0 / 0 marks an empty bucket.
     with np.errstate(invalid="ignore"):
         cells = [total[name] / total["counts"] / math.log(2) for name in ("draft_sums", "target_sums")]
-    count = len(sums)
-    return Validation(
-        float(total["draft_loss"] / count), float(total["target_loss"] / count), cells[0].tolist(), cells[1].tolist()
-    )
+    weights = [batch["tokens"] for batch in sums]
+    mean = lambda name: float(np.average([batch[name] for batch in sums], weights=weights))
+    return Validation(mean("draft_loss"), mean("target_loss"), cells[0].tolist(), cells[1].tolist())

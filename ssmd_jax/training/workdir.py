@@ -7,14 +7,18 @@ import pathlib
 
 import numpy as np
 
+from ssmd_jax.data.buckets import Sequences
+from ssmd_jax.data.lengths import LengthLaw
 from ssmd_jax.data.pipeline import Data
 from ssmd_jax.data.tokenizers import Tokenizer, load_tokenizer
 from ssmd_jax.training import checkpoint
-from ssmd_jax.training.config import ExperimentConfig, differences
+from ssmd_jax.training.config import ExperimentConfig
+from ssmd_jax.training.differences import differences
 
 CONFIG_FILE = "config.json"
 TOKENIZER = "tokenizer"
 DATA_FILE = "data.json"
+LENGTHS_FILE = "lengths.json"
 # Tokens are hashed in blocks. A split of more blocks than this, 134 million tokens, is judged by its size and so many
 # blocks, evenly spread: the whole of OpenWebText would be read for minutes at every start.
 HASHED_BLOCK = 1 << 20
@@ -115,11 +119,16 @@ def check_data(workdir: os.PathLike | str, new: Identity) -> None:
         )
 
 
-def write(workdir: os.PathLike | str, config: ExperimentConfig, tokenizer: Tokenizer, data: Identity) -> None:
-    """Writes configuration, tokenizer and the identity of the data; a reader never sees half a file."""
+def write(workdir: os.PathLike | str, config: ExperimentConfig, data: Data, known: Identity) -> None:
+    """Writes configuration, tokenizer, the identity of the data and the lengths of its sequences.
+
+    A reader never sees half a file.
+    """
     workdir = pathlib.Path(workdir)
-    tokenizer.save(workdir / TOKENIZER)
-    texts = {DATA_FILE: json.dumps(data, indent=2) + "\n", CONFIG_FILE: config.to_json()}
+    data.tokenizer.save(workdir / TOKENIZER)
+    if isinstance(data.train, Sequences):
+        LengthLaw.of(data.train.lengths).save(workdir / LENGTHS_FILE)
+    texts = {DATA_FILE: json.dumps(known, indent=2) + "\n", CONFIG_FILE: config.to_json()}
     for name, text in texts.items():
         part = workdir / (name + ".part")
         part.write_text(text, encoding="utf-8")

@@ -75,5 +75,5 @@ def test_the_note_outlives_the_cache(tmp_path):
         assert len(data.train) == len(data.valid) == 1
         assert data.train.note.startswith("1 of 5 sequences used") and "first P4|x" in data.train.note
     assert len(pipeline.load_data(config, 8, cache_dir=tmp_path / "cache").train) == 2
-    with pytest.raises(ValueError, match="train split holds no text .*0 of 5 sequences used"):
+    with pytest.raises(ValueError, match=r"train split holds no text .*0 of 5 sequences used"):
         pipeline.load_data(config, 5, cache_dir=tmp_path / "cache")

@@ -2,7 +2,8 @@
 
 import pytest
 
-from ssmd_jax.training.config import ExperimentConfig, differences
+from ssmd_jax.training.config import ExperimentConfig
+from ssmd_jax.training.differences import differences
 from tests.training import tiny
 
 
