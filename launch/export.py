@@ -20,7 +20,7 @@ from ssmd_jax.training import loading
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
 _OUTPUT = flags.DEFINE_string("output", None, "Folder to write.", required=True)
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", weights.DTYPES, "Of the weights; norms stay in float32.")
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", weights.DTYPES, "Of the weights; norms and vectors stay in float32.")
 
 
 def main():

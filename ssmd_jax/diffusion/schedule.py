@@ -1,4 +1,4 @@
-"""The best windows for a given cost, by dynamic programming over what a window loses (METHOD.md section 7).
+"""The best windows for a given cost, by dynamic programming over what a window loses (METHOD.md section 5).
 
 With rounds enough to verify every window whole, the law of the tokens that a pass starting at `i` reveals is exactly
 the product of the target's conditionals `q_{i,k}`. So with `nll_{i,s} = E[-log q_{i,i+s}(x)]` on held-out text a path
@@ -25,6 +25,10 @@ class Schedule(NamedTuple):
     sizes: np.ndarray
     nll: float
     nfe: float
+
+
+class BudgetError(ValueError):
+    """A budget that pays no windows at all."""
 
 
 def window_costs(rejections_DxS: np.ndarray | None, shape: tuple[int, int], trunk_cost: float, verify_cost: float):
@@ -79,13 +83,13 @@ def schedule_within(nll_DxS: np.ndarray, cost_DxS: np.ndarray, budget_nfe: float
         budget_nfe: mean NFE of a sequence.
 
     Raises:
-        ValueError: if even the cheapest schedule costs more; the sentence names its NFE.
+        BudgetError: if even the cheapest schedule costs more; the sentence names its NFE.
     """
-    # One token a time loses at most log V nats a token more than nothing at all; such a price buys nothing but NFE.
+    # So dear that any NFE saved is worth more than all nats there are.
     high = 1e3 * (1.0 + float(np.abs(nll_DxS).max()) * len(nll_DxS))
     cheapest = best_schedule(nll_DxS, cost_DxS, high)
     if cheapest.nfe > budget_nfe:
-        raise ValueError(f"budget_nfe {budget_nfe:g} is below the NFE of the cheapest windows, {cheapest.nfe:.2f}")
+        raise BudgetError(f"budget_nfe {budget_nfe:g} is below the NFE of the cheapest windows, {cheapest.nfe:.2f}")
     free = best_schedule(nll_DxS, cost_DxS, 0.0)
     if free.nfe <= budget_nfe:
         return free

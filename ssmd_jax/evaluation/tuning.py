@@ -14,6 +14,7 @@ import numpy as np
 import ssmd_jax
 from ssmd_jax.data import pipeline
 from ssmd_jax.diffusion import loss, orders
+from ssmd_jax.diffusion.schedule import BudgetError
 from ssmd_jax.evaluation import report, tables, text
 from ssmd_jax.evaluation.likelihood import LOGITS_BYTES
 from ssmd_jax.sampling.interface import prepared
@@ -74,13 +75,16 @@ def _sums(model, tokens_BxD, order_BxD, *, size: int):
     return jnp.moveaxis(jax.lax.map(at, jnp.arange(length, dtype=jnp.int32)), 1, 0)
 
 
-def frontier(profile: Profile, budgets, *, plain: bool = False) -> list[dict[str, float | int]]:
+def frontier(
+    profile: Profile, budgets, *, plain: bool = False, tie_first: bool = False
+) -> list[dict[str, float | int]]:
     """Best windows for each budget that pays any, as rows of a table.
 
     Args:
         profile: of a network.
         budgets: mean NFE a sequence.
         plain: for the plain sampler.
+        tie_first: for a tied first track.
 
     Returns:
         For each budget "budget", "nfe", "bits" (per token, the likelihood bound), "passes" and "largest_window".
@@ -88,8 +92,8 @@ def frontier(profile: Profile, budgets, *, plain: bool = False) -> list[dict[str
     rows = []
     for budget in budgets:
         try:
-            found = best_windows(profile, budget, plain=plain)
-        except ValueError:  # this budget pays no windows at all
+            found = best_windows(profile, budget, plain=plain, tie_first=tie_first)
+        except BudgetError:
             continue
         starts = [0]
         while starts[-1] < len(found.sizes):
@@ -137,6 +141,6 @@ def tune_workdir(
     profile.save(folder / PROFILE_FILE)
     results = {"profile": str(folder / PROFILE_FILE), "num_sequences": profile.num_sequences}
     for sampler in ("plain", "speculative") if profile.verify_cost else ("plain",):
-        results[sampler] = frontier(profile, BUDGETS, plain=sampler == "plain")
+        results[sampler] = frontier(profile, BUDGETS, plain=sampler == "plain", tie_first=experiment.sampling.tie_first)
         print(f"{sampler}\n{tables.frontier_table(results[sampler])}", file=sys.stderr, flush=True)
     return results

@@ -14,13 +14,15 @@ DTYPES = ("float32", "bfloat16", "int8")
 # int8 weights share a scale, their largest magnitude over 127, in groups of so many along the flattened array.
 GROUP = 64
 SCALE, SEPARATOR = ".scale", "/"
+# Name of a norm's parameter.
+NORM = "scale"
 
 
 def save(path: os.PathLike | str, params: Any, dtype: str) -> None:
-    """Writes a tree of parameters; norms and other vectors stay in float32.
+    """Writes a tree of parameters; scales of norms, and all vectors, stay in float32.
 
-    int8 rounds each group of 64 weights to a multiple of its own scale: 8.25 bits a weight, an error of at most
-    1/254 of the group's largest weight.
+    int8 rounds each group of 64 weights to a multiple of its own scale: 8.5 bits a weight, an error of at most 1/254 of
+    the group's largest weight.
 
     Args:
         path: of the file.
@@ -35,10 +37,14 @@ def save(path: os.PathLike | str, params: Any, dtype: str) -> None:
     stored = {}
     for name, value in flax.traverse_util.flatten_dict(jax.device_get(params), sep=SEPARATOR).items():
         value = np.asarray(value, np.float32)
-        if dtype == "int8" and value.ndim > 1:
+        # Those of a scanned trunk are stacked, and no vectors.
+        is_exact = dtype == "float32" or value.ndim < 2 or name.split(SEPARATOR)[-1] == NORM
+        if is_exact:
+            stored[name] = value
+        elif dtype == "int8":
             stored[name], stored[name + SCALE] = quantise(value)
         else:
-            stored[name] = value.astype(ml_dtypes.bfloat16) if dtype == "bfloat16" and value.ndim > 1 else value
+            stored[name] = value.astype(ml_dtypes.bfloat16)
     save_file(stored, os.fspath(path), metadata={"dtype": dtype})
 
 
@@ -64,17 +70,16 @@ def load(path: os.PathLike | str) -> Any:
 
 
 def quantise(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 of the same shape, and one float16 scale for each group of `GROUP` along the flattened array."""
+    """int8 of the same shape, and one float32 scale for each group of `GROUP` along the flattened array."""
     flat = np.asarray(value, np.float32).reshape(-1)
     groups_GxK = np.pad(flat, (0, -len(flat) % GROUP)).reshape(-1, GROUP)
-    scale_G = (np.abs(groups_GxK).max(axis=1) / 127).astype(np.float16)
-    # A scale that rounds to 0 would make infinities; its weights are 0 to float16.
-    safe_Gx1 = np.where(scale_G > 0, scale_G, 1).astype(np.float32)[:, None]
+    scale_G = np.abs(groups_GxK).max(axis=1) / np.float32(127)
+    safe_Gx1 = np.where(scale_G > 0, scale_G, 1)[:, None]
     whole_GxK = np.clip(np.rint(groups_GxK / safe_Gx1), -127, 127).astype(np.int8)
     return whole_GxK.reshape(-1)[: len(flat)].reshape(value.shape), scale_G
 
 
 def dequantise(whole: np.ndarray, scale_G: np.ndarray) -> np.ndarray:
     """float32 of the same shape, the inverse of `quantise` up to its rounding."""
-    per_weight = np.repeat(scale_G.astype(np.float32), GROUP)[: whole.size]
+    per_weight = np.repeat(scale_G, GROUP)[: whole.size]
     return whole.astype(np.float32) * per_weight.reshape(whole.shape)

@@ -37,7 +37,10 @@ class Profile(NamedTuple):
     def save(self, path: os.PathLike | str) -> None:
         """Writes the profile; half precision for the tables, whose own errors are larger."""
         tables = {name: value.astype(np.float16) for name, value in self._asdict().items() if name.endswith("DxS")}
-        np.savez_compressed(path, **(self._asdict() | tables))
+        part = f"{os.fspath(path)}.part"
+        with open(part, "wb") as file:
+            np.savez_compressed(file, **(self._asdict() | tables))
+        os.replace(part, path)
 
     @classmethod
     def load(cls, path: os.PathLike | str) -> "Profile":
@@ -67,7 +70,7 @@ def best_windows(profile: Profile, budget_nfe: float, *, plain: bool = False, ti
         tie_first: for a tied first track.
 
     Raises:
-        ValueError: if the budget is below the NFE of the cheapest windows.
+        BudgetError: if the budget is below the NFE of the cheapest windows.
     """
     if plain:
         cost_DxS = schedule.window_costs(None, profile.draft_nll_DxS.shape, profile.trunk_cost, 0.0)
@@ -87,9 +90,13 @@ def recommend(
     Windows by dynamic programming (`diffusion.schedule`), and as many verify rounds as they may need: then the
     sampler's law is the product of the target's conditionals, which is what the profile knows.
 
+    The mean is a prediction, from what the network says of held-out text. It holds for the laws that were profiled: a
+    temperature, a nucleus, an adaptive order or fewer rounds among the options change what is accepted, and with it
+    what a sample costs and what its law is.
+
     Args:
         profile: of the network.
-        budget_nfe: mean NFE of a sample. For a hard bound on each row pass `budget_nfe` to `SpeculativeConfig` too.
+        budget_nfe: mean NFE of a sample; `SpeculativeConfig.budget_nfe` is a hard bound on each row.
         plain: for `ancestral.sample`.
         tie_first: as in `SpeculativeConfig`.
         **options: other fields of `SpeculativeConfig`.

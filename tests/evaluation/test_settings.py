@@ -81,6 +81,11 @@ def test_best_windows_come_from_the_profile():
         assert setting.config.window == named.window and setting.config.temperature == 0.5
         assert setting.config.tie_first == named.tie_first
         assert setting.config.verify_rounds == (2 if options == {"tie_first": True} else named.verify_rounds)
+    # The section's own tied first track counts too.
+    sure = profile._replace(draft_nll_DxS=np.zeros((6, 6)))
+    tied = settings.parse_settings("speculative:best3", SamplingConfig(tie_first=True), sure)[0].config
+    assert tied.tie_first and tied.window == recommend(sure, 3.0, tie_first=True).window
+    assert tied.window != recommend(sure, 3.0).window
     with pytest.raises(ValueError, match="'plain:best3' needs the network's profile"):
         settings.parse_settings(text, SECTION)
     with pytest.raises(ValueError, match=r"'plain:best0\.1': budget_nfe"):
