@@ -190,7 +190,9 @@ def _parse(entry: str, sampling: SamplingConfig, profile: Profile | None) -> Set
     try:
         config = make_config(sampling, **({} if best else fields))
         if best:
-            named = recommend(profile, budget, plain=sampler == "plain", tie_first=config.tie_first)
+            named = recommend(
+                profile, budget, plain=sampler == "plain", tie_first=fields.get("tie_first", config.tie_first)
+            )
             config = dataclasses.replace(
                 config, **{"window": named.window, "verify_rounds": named.verify_rounds, **fields}
             )
