@@ -30,13 +30,21 @@ DREAM = BidirectionalConfig(
 )
 
 
-def random_model(config: BidirectionalConfig, seed: int = 0, scale: float = 1.0) -> MaskedLanguageModel:
-    """Random weights in all parameters, biases and norms included; `scale` sharpens the head."""
+def random_model(config: BidirectionalConfig, seed: int = 0) -> MaskedLanguageModel:
+    """Random weights in all parameters, biases and norms included."""
     boxed = BidirectionalTransformer(config).init(jax.random.key(seed), jnp.zeros((1, 2), jnp.int32))["params"]
     rng = np.random.default_rng(seed)
     jitter = lambda x: x + 0.1 * rng.normal(size=x.shape).astype(np.float32)
-    params = jax.tree.map(jitter, nn.unbox(boxed))
-    return MaskedLanguageModel(params | {"head": params["head"] * scale}, config)
+    return MaskedLanguageModel(jax.tree.map(jitter, nn.unbox(boxed)), config)
+
+
+def lively_model(config: BidirectionalConfig, seed: int = 0) -> MaskedLanguageModel:
+    """One whose text depends on its prompt and on what is cached: sharp attention, and little of the mask's own."""
+    flat = flax.traverse_util.flatten_dict(random_model(config, seed).params)
+    scale = {"q": 3.0, "k": 3.0, "out": 3.0, "head": 1.5}
+    flat = {path: x * scale.get(path[-1], 1.0) for path, x in flat.items()}
+    flat["embedding",] = flat["embedding",].at[config.mask_id].multiply(0.1)
+    return MaskedLanguageModel(flax.traverse_util.unflatten_dict(flat), config)
 
 
 def file_tensors(model: MaskedLanguageModel) -> dict[str, np.ndarray]:

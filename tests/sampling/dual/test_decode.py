@@ -11,7 +11,7 @@ from ssmd_jax.sampling.dual import commit, decode, feeding, presets
 from ssmd_jax.sampling.dual.config import DecodeConfig
 from ssmd_jax.sampling.dual.proposal import Proposal
 from tests import fixtures
-from tests.model.published import DREAM, LLADA, random_model
+from tests.model.published import DREAM, LLADA, lively_model
 from tests.sampling.dual import twins
 
 KEY = jax.random.key(0)
@@ -80,8 +80,10 @@ TWINS = {
 def test_twin(name):
     """A batch of prompts of different lengths: each row as the twin, which knows of no batch and no padding."""
     network, config, choose, score = TWINS[name]
-    model = random_model(network, scale=3.0)
+    model = lively_model(network)
     found = decode.sample(model, KEY, config, PROMPTS)
+    # Texts differ, and have many tokens: what is cached and what is fed shows.
+    assert len({tuple(row) for row in np.asarray(found.tokens)}) > 1 and len(np.unique(found.tokens)) > 5
     for row, prompt in enumerate(PROMPTS):
         tokens, forwards, positions = twins.decode(model, prompt, config, choose, score)
         np.testing.assert_array_equal(found.tokens[row], tokens)
@@ -91,7 +93,7 @@ def test_twin(name):
 @pytest.mark.parametrize("budget", [3, 5, 100])
 def test_budget_is_a_hard_bound(budget):
     """One program for all budgets; what a block's last pass finds masked it commits, as the twin does."""
-    model = random_model(LLADA, scale=3.0)
+    model = lively_model(LLADA)
     config = DecodeConfig(12, 4, 12, budget=budget)
     found = decode.sample(model, KEY, config, PROMPTS)
     assert (found.drafter_forwards == min(budget, 12)).all() and (found.tokens != LLADA.mask_id).all()
@@ -102,7 +104,7 @@ def test_budget_is_a_hard_bound(budget):
 
 def test_temperature_rows_alone_and_padding():
     """With noise in tokens and positions: a row is the same alone under its own key, and under more padding."""
-    model = random_model(LLADA, scale=2.0)
+    model = lively_model(LLADA)
     config = presets.dkv_greedy(12, 6, 6, 2, 2, proposal=Proposal(temperature=0.8, top_p=0.9, score="random"))
     batch = decode.sample(model, KEY, config, PROMPTS, prompt_length=5)
     for row, prompt in enumerate(PROMPTS):
@@ -114,7 +116,7 @@ def test_temperature_rows_alone_and_padding():
 
 def test_end_of_text():
     """Stopping at the end of text gives the full run, cut there, for less; a row that has ended counts no more."""
-    model = random_model(LLADA, seed=3, scale=3.0)
+    model = lively_model(LLADA)
     config = presets.fast_dllm(12, 4, "dual", commit.Fixed())
     full = decode.sample(model, KEY, config, PROMPTS)
     eos = int(full.tokens[0, 5])
@@ -129,7 +131,7 @@ def test_end_of_text():
 
 def test_greedy_feeds_few():
     """Without a window: what is committed now and what was committed last; with refresh 1 nothing is cached."""
-    model = random_model(LLADA, scale=3.0)
+    model = lively_model(LLADA)
     run = lambda refresh, window: decode.sample(model, KEY, presets.dkv_greedy(12, 6, 12, refresh, window), PROMPTS[:1])
     # Six passes a block of six: full, 2, full, 2...; the window adds its two as long as that many are masked.
     assert run(2, 0).drafter_positions[0] == 2 * 3 * (17 + 2)
@@ -142,7 +144,7 @@ def test_greedy_feeds_few():
 
 
 def test_bad_arguments():
-    model = random_model(LLADA)
+    model = lively_model(LLADA)
     config = DecodeConfig(12, 4)
     for prompts, fields, message in (
         ([], {}, "at least one prompt"),
