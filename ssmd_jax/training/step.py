@@ -208,7 +208,7 @@ def make_train_step(
             ema_params = ema_update(params, ema_params, state.step, ema_decay)
             if loss_config.freeze_trunk:  # what stands still is its own average, to the bit
                 ema_params = jax.tree.map_with_path(
-                    lambda path, mean, now: mean if is_trained(path) else now, ema_params, params
+                    lambda path, new, old: new if is_trained(path) else old, ema_params, state.ema_params
                 )
         grad_norm = optax.tree.norm(gradient)
         is_good = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)

@@ -6,14 +6,14 @@ import pathlib
 
 import pytest
 
-from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.model.networks import make_network
 from ssmd_jax.training import state
 from ssmd_jax.training.config import ExperimentConfig
 
 NAMES = sorted(
     path.stem for path in (pathlib.Path(__file__).parents[2] / "configs").glob("*.py") if path.stem[0] != "_"
 )
-NUM_TOKENS = {"openwebtext": 50_257, "books_bpe": 8_192}
+NUM_TOKENS = {"openwebtext": 50_257, "books_bpe": 8_192, "proteins": 32}
 PARAMETERS = {"openwebtext": 164_583_168, "books_char": 21_855_744, "quickstart": 926_208}
 
 
@@ -23,7 +23,7 @@ def test_config_builds_a_model(name):
     config = module.get_config().lock()
     experiment = ExperimentConfig.from_config_dict(config)
     assert ExperimentConfig.from_json(experiment.to_json()) == experiment
-    network = HybridTransformer(experiment.network_config(NUM_TOKENS.get(name, 27)))
+    network = make_network(experiment.network_config(NUM_TOKENS.get(name, 27)))
     count = state.count_params(state.abstract_params(network))
     assert count == PARAMETERS.get(name, count)
     if name != "base":
@@ -45,3 +45,23 @@ def test_openwebtext_has_the_papers_settings():
     optimizer = config.optimizer
     assert (optimizer.learning_rate, optimizer.warmup_steps, optimizer.weight_decay) == (1.5e-4, 10_000, 0.01)
     assert (optimizer.b1, optimizer.b2, optimizer.clip_norm, config.model.dropout) == (0.9, 0.999, 1.0, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("which", "trunk", "causal"),
+    [("trunk", 21_455_649, 0), ("head", 21_455_649, 2_361_600), ("finetune-35M", 33_501_153, 3_689_280),
+     ("head-150M", 148_139_553, 6_598_400)],
+)  # fmt: skip
+def test_proteins_in_stages_and_sizes(which, trunk, causal):
+    experiment = ExperimentConfig.from_config_dict(importlib.import_module("configs.proteins").get_config(which))
+    params = state.abstract_params(make_network(experiment.network_config(32)))
+    head = state.count_params(params.pop("causal", {}))
+    assert (state.count_params(params), head) == (trunk, causal)
+    assert experiment.loss.freeze_trunk == which.startswith("head")
+    assert (experiment.optimizer.trunk_rate < 1) == which.startswith("finetune")
+
+
+@pytest.mark.parametrize("which", ["heads", "head-8M"])
+def test_other_proteins_are_one_sentence(which):
+    with pytest.raises(ValueError, match=f"proteins.py:{which} is unknown: give trunk, head, finetune, and -21M"):
+        importlib.import_module("configs.proteins").get_config(which)

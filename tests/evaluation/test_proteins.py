@@ -1,0 +1,106 @@
+"""Judges of proteins: figures against dumb twins, and sets of which it is known what they must show."""
+
+import collections
+import itertools
+import math
+
+import jax
+import numpy as np
+import pytest
+
+from ssmd_jax.data import tokenizers
+from ssmd_jax.evaluation import protein_tools, proteins
+from tests.model.test_esm2 import model
+
+LETTERS = proteins.LETTERS
+
+
+def draw(count, seed=0, shortest=20, longest=40):
+    rng = np.random.default_rng(seed)
+    return ["".join(rng.choice(list(LETTERS), n)) for n in rng.integers(shortest, longest, count)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_words_are_counted_as_by_the_dumb_twin(size):
+    sequences = [*draw(9), "LXAG", "L", "GGGG"]
+    twin = collections.Counter(
+        s[n : n + size] for s in sequences for n in range(len(s) - size + 1) if "X" not in s[n : n + size]
+    )
+    words = map("".join, itertools.product(LETTERS, repeat=size))
+    np.testing.assert_array_equal(proteins.word_counts(sequences, size), [twin[word] for word in words])
+
+
+def test_divergence_is_that_of_jensen_and_shannon():
+    p, q = np.array([4, 0, 4]), np.array([1, 2, 1])
+    m = (p / 8 + q / 4) / 2
+    twin = sum(x * math.log2(x / y) for d in (p / 8, q / 4) for x, y in zip(d, m, strict=True) if x) / 2
+    assert proteins.divergence(p, q) == pytest.approx(twin)
+    assert proteins.divergence(p, 3 * p) == 0 and proteins.divergence(np.array([1, 0]), np.array([0, 5])) == 1
+    assert math.isnan(proteins.divergence(p, 0 * q))
+
+
+def test_shuffled_sequences_keep_letters_and_lengths():
+    sequences = draw(5)
+    other = proteins.shuffled(sequences)
+    assert other != sequences and list(map(sorted, other)) == list(map(sorted, sequences))
+    assert proteins.shuffled(sequences) == other
+
+
+def test_pseudo_nll_is_the_mean_over_masked_letters():
+    """Against one pass for each letter in sequence order, and with as many positions as make the mean exact."""
+    sequences, esm2 = ["MKVLAG", "GAVL"], tokenizers.make_tokenizer("esm2")
+    bound = model()
+    expected = []
+    for sequence in sequences:
+        ids, length = esm2.encode(sequence), len(sequence)
+        nll = []
+        for position in range(length):
+            order = np.r_[np.delete(np.arange(length), position), position]
+            context = bound.trunk(ids[order][None], order[None], np.array([length - 1]), np.array([length]))
+            logits = bound.draft_logits(context, np.array([length - 1]), 1)[0, 0]
+            nll.append(float(-jax.nn.log_softmax(logits)[ids[position]]))
+        expected.append(np.array(nll))
+    found = proteins.pseudo_nll(bound, esm2, sequences, positions=30, batch_size=7, seed=3)
+    rng = np.random.default_rng(3)
+    for value, nll in zip(found, expected, strict=True):
+        np.testing.assert_allclose(value, nll[rng.integers(0, len(nll), 30)].mean(), rtol=1e-4)
+    estimate = proteins.perplexity(np.array([1.0, 2.0, 3.0]))
+    assert estimate.value == pytest.approx(math.exp(2)) and estimate.standard_error == pytest.approx(
+        math.exp(2) / math.sqrt(3)
+    )
+
+
+@pytest.fixture
+def files(tmp_path):
+    paths = {}
+    for seed, name in enumerate(("samples", "natural", "reference")):
+        paths[name] = str(tmp_path / f"{name}.fasta")
+        protein_tools.write_fasta(paths[name], draw(12, seed))
+    return paths
+
+
+def test_files_are_judged_beside_natural_and_shuffled(files, capsys):
+    result = proteins.judge_files(**files, num_sequences=10)
+    assert [one["name"] for one in result["sets"]] == ["samples", "natural", "shuffled"]
+    natural, mixed = result["sets"][1:]
+    assert natural["num_sequences"] == 10 and natural["mean_length"] == mixed["mean_length"]
+    assert natural["composition_divergence"] == mixed["composition_divergence"]
+    assert all(one["pfam"] is None and one["plddt"] is None for one in result["sets"])
+    table = capsys.readouterr().err
+    assert "word divergence" in table and "pfam" not in table
+
+
+def test_a_run_gives_pseudo_perplexities(files):
+    sets = {"samples": draw(4), "natural": draw(4, 1)}
+    judged = proteins.judge(
+        sets, files["reference"], model=model(), tokenizer=tokenizers.make_tokenizer("esm2"), positions=2
+    )
+    assert all(one.pseudo_perplexity.value > 1 and one.pseudo_perplexity.standard_error > 0 for one in judged)
+    assert "±" in proteins.table(judged) and "pseudo perplexity" in proteins.table(judged)
+
+
+def test_empty_sets_are_refused(files):
+    with pytest.raises(ValueError, match="the set samples holds no sequences"):
+        proteins.judge({"samples": []}, files["reference"])
+    with pytest.raises(ValueError, match="the set samples holds an empty sequence"):
+        proteins.judge({"samples": ["MK", ""]}, files["reference"])
