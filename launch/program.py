@@ -58,6 +58,13 @@ def _parse(argv: list[str]) -> list[str]:
     return rest
 
 
+def finish(result: dict[str, Any], status: int) -> None:
+    """Prints the result as the last line of standard output and leaves with another exit status than 0."""
+    if distributed.is_first():
+        print(json.dumps(result), flush=True)
+    sys.exit(status)
+
+
 def run(
     main: Callable[[], dict[str, Any] | None],
     around: Callable[[], contextlib.AbstractContextManager] = contextlib.nullcontext,

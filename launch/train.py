@@ -3,7 +3,8 @@
     python -m launch.train --config=configs/quickstart.py --workdir=runs/quickstart --config.model.width=256
 
 Standard output ends with one line of JSON: steps, losses, seconds. SIGTERM and Ctrl-C save before leaving (exit status
-0 and 130). On several hosts start the same command on each, with a workdir that all of them see:
+0, or --preempted_status, and 130). On several hosts start the same command on each, with a workdir that all of them
+see:
 
     ... --distributed                       (Cloud TPU, Slurm, Kubernetes: who takes part is found out)
     ... --distributed --coordinator=HOST:PORT --num_processes=2 --process_id=0
@@ -24,6 +25,9 @@ from ssmd_jax.training import distributed, loop, profiling
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The experiment, for example configs/quickstart.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of checkpoints and metrics; created if it is not there.")
+_PREEMPTED_STATUS = flags.DEFINE_integer(
+    "preempted_status", 0, "Exit status where SIGTERM ended the run; Kubernetes starts anew what does not end with 0."
+)
 _PROFILE_STEPS = flags.DEFINE_string("profile_steps", None, "FIRST:LAST steps to trace into <workdir>/profile.")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "One of several processes that train together.")
 _JOB = {
@@ -46,7 +50,10 @@ def join():
 
 def main():
     steps = None if _PROFILE_STEPS.value is None else profiling.parse_steps(_PROFILE_STEPS.value)
-    return loop.train(_CONFIG.value, _WORKDIR.value, profile_steps=steps)
+    summary = loop.train(_CONFIG.value, _WORKDIR.value, profile_steps=steps)
+    if summary["stopped_by"] is not None and _PREEMPTED_STATUS.value:
+        program.finish(summary, _PREEMPTED_STATUS.value)
+    return summary
 
 
 if __name__ == "__main__":

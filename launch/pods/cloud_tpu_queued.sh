@@ -10,7 +10,7 @@ source launch/pods/common.sh
 : "${PROJECT:=}"                                 # Google Cloud project
 : "${ZONE:=us-west4-a}"                          # where the quota is
 : "${ACCELERATOR_TYPE:=v5litepod-16}"            # v5litepod-16 is v5e:4x4, v6e-64 is v6e:8x8, v5p-256 is v5p:4x4x8
-: "${RUNTIME_VERSION:=v2-alpha-tpuv5-lite}"      # v2-alpha-tpuv6e, v2-alpha-tpuv5
+: "${RUNTIME_VERSION:=v2-alpha-tpuv5-lite}"      # v2-alpha-tpuv6e, v2-alpha-tpuv5; it needs Python 3.11
 : "${SPOT:=false}"                               # true: cheaper, may be taken away; the same command goes on
 : "${REPOSITORY:=}"                              # git URL of this code, readable from the hosts
 : "${CONFIG:=configs/openwebtext.py}"
@@ -60,7 +60,7 @@ fi
 on_all_hosts() {
   run gcloud compute tpus tpu-vm ssh "$NAME" "${where[@]}" --worker=all --command="$1"
 }
-on_all_hosts "$(quoted git clone --depth=1 "$REPOSITORY" ssmd_jax) && cd ssmd_jax && pip install -e '.[tpu]'"
+on_all_hosts "$(quoted git clone --depth=1 "$REPOSITORY" ssmd_jax) && cd ssmd_jax && pip install -e '.[tpu,formats]'"
 # Addresses and ranks come from the slice itself.
 train="$(quoted python3 -m launch.train --config="$CONFIG" --workdir="$WORKDIR" --distributed "${EXTRA[@]}")"
 on_all_hosts "cd ssmd_jax && $train"

@@ -12,7 +12,7 @@ source launch/pods/common.sh
 : "${CPUS:=8}"                              # of a process, which feed its GPU
 : "${TIME:=24:00:00}"
 : "${PARTITION:=}"                          # empty: the cluster's default
-: "${PYTHON:=.venv/bin/python}"             # with ".[cuda]" installed, at the same place on every node
+: "${PYTHON:=.venv/bin/python}"             # with ".[cuda,formats]" installed, at the same place on every node
 : "${CONFIG:=configs/openwebtext.py}"
 : "${WORKDIR:=runs/openwebtext}"            # on a file system that all nodes share
 
@@ -27,7 +27,7 @@ parse "$@"
 partition=()
 [[ -n "$PARTITION" ]] && partition=(--partition="$PARTITION")
 # Addresses and ranks come from Slurm. A process that dies takes the others with it instead of leaving them waiting.
-step="$(quoted srun --kill-on-bad-exit=1 "$PYTHON" -m launch.train --config="$CONFIG" --workdir="$WORKDIR" \
+step="$(quoted srun --kill-on-bad-exit=1 --cpus-per-task="$CPUS" "$PYTHON" -m launch.train --config="$CONFIG" --workdir="$WORKDIR" \
   --config.model.attention=cudnn --distributed "${EXTRA[@]}")"
 run sbatch --job-name="$NAME" --nodes="$NODES" --ntasks-per-node="$GPUS" --gpus-per-node="$GPUS" \
   --cpus-per-task="$CPUS" --time="$TIME" --signal=TERM@120 --requeue "${partition[@]}" --wrap="$step"

@@ -41,7 +41,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # How one process fared with a checkpoint; the worst of all processes counts.
 _READ, _UNREADABLE, _FAILED = range(3)
 # What file systems and devices say where the machine is at fault and not the checkpoint.
-_NOT_DAMAGE = ("RESOURCE_EXHAUSTED", "PERMISSION_DENIED")
+_NOT_DAMAGE = (
+    "RESOURCE_EXHAUSTED",
+    "PERMISSION_DENIED",
+    *(os.strerror(number) for number in (errno.EMFILE, errno.ENFILE, errno.ESTALE, errno.ETIMEDOUT, errno.ENOTCONN)),
+)
 
 
 class SaveError(OSError):
@@ -260,13 +264,17 @@ class Checkpoints:
             path, error = self.directory / str(step), None
             try:
                 loaded = self._checkpointer.load_checkpointables(step, parts)
-                record = self._verified_record(step, loaded)
+                content = _content(path)
             except Exception as caught:  # whatever a damaged file makes of Orbax or TensorStore
                 error = caught
-            own = _READ if error is None else _UNREADABLE if _may_be_damage(error) else _FAILED
+            own = _outcome(error)
             outcome = _worst_of_all_processes(own)
             if outcome == _READ:
-                return step, loaded, record, damaged
+                # All processes take part in the digests, so that none may be missing here.
+                error = _difference(loaded, content)
+                own = outcome = _outcome(error)
+                if outcome == _READ:
+                    return step, loaded, {} if content is None else content["record"], damaged
             if outcome == _FAILED:
                 raise error if own == _FAILED else OSError(f"another process has failed to read checkpoint {path}")
             if misfit := self._misfit(step, parts):
@@ -280,18 +288,6 @@ class Checkpoints:
                 "restore one from a copy, or train in a new workdir"
             )
         return None
-
-    def _verified_record(self, step: int, loaded: Mapping[str, Any]) -> dict[str, Any]:
-        """The record of a checkpoint whose arrays are what was saved; raises `ValueError` where they are not."""
-        content = _content(self.directory / str(step))
-        if content is None:
-            return {}
-        for part, tree in loaded.items():
-            have, want = digests(tree), content["digests"].get(part, {})
-            bad = [name for name in sorted(have | want) if have.get(name) != want.get(name)]
-            if bad:
-                raise ValueError(f"{part}/{bad[0]} is not what was saved: {len(bad)} digest(s) differ")
-        return content["record"]
 
     def _misfit(self, step: int, parts) -> str | None:
         """The first array whose shape in a checkpoint is another than in `parts`; None where nobody can tell."""
@@ -319,6 +315,16 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoint moved")
         self._checkpointer.reload()
+
+
+def _difference(loaded: Mapping[str, Any], content: Mapping[str, Any] | None) -> ValueError | None:
+    """What says that arrays are not those that were saved; None where they are, or nobody knows."""
+    for part, tree in loaded.items() if content is not None else ():
+        have, want = digests(tree), content["digests"].get(part, {})
+        bad = [name for name in sorted(have | want) if have.get(name) != want.get(name)]
+        if bad:
+            return ValueError(f"{part}/{bad[0]} is not what was saved: {len(bad)} digest(s) differ")
+    return None
 
 
 def _content(path: pathlib.Path) -> dict[str, Any] | None:
@@ -369,6 +375,10 @@ def _reason(error: BaseException | str) -> str:
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
     name = lambda path: jax.tree_util.keystr(path, simple=True, separator="/")
     return {name(path): tuple(x.shape) for path, x in jax.tree.leaves_with_path(tree)}
+
+
+def _outcome(error: BaseException | None) -> int:
+    return _READ if error is None else _UNREADABLE if _may_be_damage(error) else _FAILED
 
 
 def _may_be_damage(error: BaseException | None) -> bool:

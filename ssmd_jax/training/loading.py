@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import ml_collections
 
+from ssmd_jax.data.lengths import LengthLaw
 from ssmd_jax.data.tokenizers import Tokenizer, load_tokenizer
 from ssmd_jax.model import esm2_weights, weights
 from ssmd_jax.model.bound import HybridModel
@@ -20,9 +21,6 @@ from ssmd_jax.model.networks import make_network
 from ssmd_jax.sampling.recommend import PROFILE_FILE
 from ssmd_jax.training import checkpoint, state, workdir
 from ssmd_jax.training.config import ExperimentConfig
-
-# What `export` writes beside configuration and tokenizer.
-WEIGHTS = "weights.safetensors"
 
 
 def _warn(text: str) -> None:
@@ -71,7 +69,7 @@ def load_params(
 ) -> tuple[Any, Tokenizer, ExperimentConfig]:
     """The (averaged) parameters of a workdir's latest checkpoint, or of a release, on one device; raises as `load`."""
     config = workdir.read_config(path)
-    if (pathlib.Path(path) / WEIGHTS).is_file():
+    if (pathlib.Path(path) / workdir.WEIGHTS).is_file():
         return _load_release(path, config)
     if not checkpoint.has_checkpoints(path):
         raise ValueError(f"workdir {path} holds no checkpoint yet: train it first")
@@ -87,6 +85,11 @@ def load_params(
     if found is None:
         raise ValueError(f"workdir {path} holds no finished checkpoint: train it first")
     return found[1], tokenizer, config
+
+
+def load_lengths(path: os.PathLike | str) -> LengthLaw:
+    """The lengths of the sequences that a workdir's run, or a release, was trained on; raises as `LengthLaw.load`."""
+    return LengthLaw.load(pathlib.Path(os.path.expanduser(path)) / workdir.LENGTHS_FILE)
 
 
 def load_start(
@@ -119,7 +122,7 @@ def load_start(
 
 def _load_release(path: os.PathLike | str, config: ExperimentConfig) -> tuple[Any, Tokenizer, ExperimentConfig]:
     tokenizer = load_tokenizer(pathlib.Path(path) / workdir.TOKENIZER)
-    file = pathlib.Path(path) / WEIGHTS
+    file = pathlib.Path(path) / workdir.WEIGHTS
     params = weights.load(file)
     expected = state.abstract_params(make_network(config.network_config(tokenizer.num_tokens)))
     shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
@@ -141,19 +144,25 @@ def export(path: os.PathLike | str, output: os.PathLike | str, dtype: str) -> di
         JSON values: "output", "dtype", "parameters" and "bytes" of the weights.
 
     Raises:
-        ValueError: as `load`, or where the folder holds a training run.
+        ValueError: as `load`, or where the folder holds a training run, or is the release itself.
     """
     output = pathlib.Path(output)
+    if output.exists() and output.samefile(path):
+        raise ValueError(f"{output} is the model itself: choose another folder for the export")
     if checkpoint.has_checkpoints(output):
         raise ValueError(f"{output} holds a training run: choose another folder for the export")
     params, tokenizer, config = load_params(path)
     output.mkdir(parents=True, exist_ok=True)
-    weights.save(output / WEIGHTS, params, dtype)
+    # The weights come last, and whole or not at all: without them the folder is no release.
+    (output / workdir.WEIGHTS).unlink(missing_ok=True)
     tokenizer.save(output / workdir.TOKENIZER)
     (output / workdir.CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
     for name in (workdir.DATA_FILE, workdir.LENGTHS_FILE, PROFILE_FILE):
         if (pathlib.Path(path) / name).is_file():
             shutil.copyfile(pathlib.Path(path) / name, output / name)
-    size = (output / WEIGHTS).stat().st_size
+    part = output / f"{workdir.WEIGHTS}.part"
+    weights.save(part, params, dtype)
+    os.replace(part, output / workdir.WEIGHTS)
+    size = (output / workdir.WEIGHTS).stat().st_size
     count = sum(x.size for x in jax.tree.leaves(params))
     return {"output": str(output), "dtype": dtype, "parameters": count, "bytes": size}

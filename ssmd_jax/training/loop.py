@@ -77,6 +77,7 @@ def train(
     distributed.say_hello(mesh, training.batch_size)
     if config.model.attention == "cudnn" and mesh.devices.flat[0].platform != "gpu":
         raise ValueError("model.attention 'cudnn' needs an NVIDIA GPU; set --config.model.attention=xla")
+    workdir.check_place(directory)
     workdir.check_config(directory, config)
     data = pipeline.load_data(config.data, config.length) if data is None else data
     workdir.check_tokenizer(directory, data.tokenizer)
@@ -258,8 +259,9 @@ class _Run:
                 meter.read(pending)  # a state that is not finite is neither validated nor saved
                 pending = None
             if meter.spike is not None:
+                # Given up first: with the state that is restored there would be two.
+                state = metrics = tokens_BxD = pending = None
                 state, step = self._gone_back(meter, checkpoints, writer, batches)
-                pending = None
                 continue
             # What is written of a step is written before its checkpoint: a run killed in between loses none of it.
             scores = None

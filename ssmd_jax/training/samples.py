@@ -1,5 +1,7 @@
 """Sample text during training, by the speculative sampler (METHOD.md section 5)."""
 
+import functools
+
 import jax
 import numpy as np
 
@@ -49,8 +51,13 @@ def draw(
         model, key, config.sampling.speculative(), batch_size=rows, length=config.length, lengths=lengths_B
     )
     # Every process may hold a share of the rows alone.
-    tokens_BxD = jax.jit(lambda x: x, out_shardings=sharding.replicated(mesh))(result.tokens)
-    return jax.device_get(tokens_BxD)
+    return jax.device_get(_everywhere(sharding.replicated(mesh))(result.tokens))
+
+
+@functools.cache
+def _everywhere(where: jax.sharding.Sharding):
+    """Kept: a new function would be compiled anew at every draw."""
+    return jax.jit(lambda x: x, out_shardings=where)
 
 
 def texts(tokens_BxD: np.ndarray, tokenizer: Tokenizer) -> list[str]:

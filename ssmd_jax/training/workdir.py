@@ -18,6 +18,8 @@ from ssmd_jax.training.differences import differences
 CONFIG_FILE = "config.json"
 TOKENIZER = "tokenizer"
 DATA_FILE = "data.json"
+# What a release has in place of checkpoints (`loading.export`).
+WEIGHTS = "weights.safetensors"
 LENGTHS_FILE = "lengths.json"
 # Tokens are hashed in blocks. A split of more blocks than this, 134 million tokens, is judged by its size and so many
 # blocks, evenly spread: the whole of OpenWebText would be read for minutes at every start.
@@ -40,6 +42,21 @@ def read_config(workdir: os.PathLike | str) -> ExperimentConfig:
         return ExperimentConfig.from_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} cannot be read: {error}") from error
+
+
+def check_place(workdir: os.PathLike | str) -> None:
+    """Refuses what no run can be trained in: an address, and the folder of a release.
+
+    Raises:
+        ValueError: saying what to do instead.
+    """
+    if "://" in os.fspath(workdir):
+        raise ValueError(f"workdir {workdir} is an address and no folder: mount the bucket, and name its folder")
+    if (pathlib.Path(workdir) / WEIGHTS).is_file():
+        raise ValueError(
+            f"{workdir} holds a released model ({WEIGHTS}): train in a new workdir, with training.init_from={workdir} "
+            "to start from its weights"
+        )
 
 
 def check_config(workdir: os.PathLike | str, config: ExperimentConfig) -> None:

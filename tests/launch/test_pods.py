@@ -57,7 +57,8 @@ def test_cloud_tpu():
 def test_gke():
     (create,) = dry_run("gke_xpk", NUM_SLICES="2")
     assert create[:4] == ["xpk", "workload", "create", "--workload=ssmd"] and option(create, "num-slices") == "2"
-    check_train(shlex.split(option(create, "command")))
+    # What a preemption ends is to be started anew.
+    check_train(shlex.split(option(create, "command")), "--preempted_status=143")
 
 
 def test_slurm():
@@ -65,7 +66,7 @@ def test_slurm():
     assert submit[0] == "sbatch" and option(submit, "nodes") == "4" and option(submit, "partition") == "gpu"
     assert option(submit, "signal") == "TERM@120"
     step = shlex.split(option(submit, "wrap"))
-    assert step[0] == "srun"
+    assert step[0] == "srun" and option(step, "cpus-per-task") == "8"
     check_train(step)
 
 
@@ -81,12 +82,15 @@ def test_two_hosts():
 def test_a_host_that_fails_stops_the_others(tmp_path):
     """In place of ssh a script that fails for one host and would never end for the other."""
     ssh = tmp_path / "ssh"
-    ssh.write_text('#!/bin/bash\n[[ "$2" == one ]] && exit 3\necho $$ > "$0.pid"\nexec sleep 600\n')
+    ssh.write_text(
+        '#!/bin/bash\n[[ "$2" == one ]] && { until [[ -s "$0.pid" ]]; do sleep 0.1; done; exit 3; }\n'
+        'echo $$ > "$0.pid"\nexec sleep 600\n'
+    )
     ssh.chmod(0o755)
     done = call("two_hosts", **NEEDED["two_hosts"] | {"PATH": f"{tmp_path}:{os.environ['PATH']}"})
     assert done.returncode == 3
     started = tmp_path / "ssh.pid"
-    assert not started.exists() or not pathlib.Path("/proc", started.read_text().strip()).exists()
+    assert not pathlib.Path("/proc", started.read_text().strip()).exists()
 
 
 @pytest.mark.parametrize("name", NEEDED)

@@ -125,3 +125,17 @@ def test_a_minute_of_training_separates_target_from_draft(tmp_path):
         assert train[-1][name] < 0.85 * train[0][name]
     summary = json.loads(done.stdout.splitlines()[-1])
     assert summary["valid_target_bits"] < summary["valid_draft_bits"] - 0.1
+
+
+def test_what_a_preemption_ends_can_have_a_status_of_its_own():
+    """Kubernetes takes status 0 for a finished run."""
+    code = (
+        "import sys; from launch import program, train; from ssmd_jax.training import loop\n"
+        "loop.train = lambda *args, **kwargs: {'stopped_by': STOPPED}\n"
+        "sys.argv = ['train', '--config=configs/quickstart.py', '--workdir=x', '--preempted_status=143']\n"
+        "program.run(train.main)"
+    )
+    for stopped, status in (("'SIGTERM'", 143), ("None", 0)):
+        command = [sys.executable, "-c", code.replace("STOPPED", stopped)]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+        assert done.returncode == status and "stopped_by" in json.loads(done.stdout.splitlines()[-1]), done.stderr

@@ -8,6 +8,7 @@ import pytest
 
 import ssmd_jax
 from ssmd_jax.sampling.recommend import Profile
+from ssmd_jax.training import loop
 from tests.launch import programs
 
 
@@ -37,10 +38,18 @@ def test_from_a_run_to_the_best_windows_of_its_export(run):
     bad = run.parent / "other"
     shutil.copytree(run, bad)
     flags = [f"--workdir={run}", "--dtype=int8"]
-    export, onto_a_run = programs.run("export", [[*flags, f"--output={out}"], [*flags, f"--output={bad}"]])
+    onto_itself = [f"--workdir={out}", f"--output={out}"]
+    export, onto_a_run, onto_itself = programs.run(
+        "export", [[*flags, f"--output={out}"], [*flags, f"--output={bad}"], onto_itself]
+    )
     assert export[0] == 0, export[2]
     assert programs.last_json(export[1])["parameters"] == sum(x.size for x in _leaves(ssmd_jax.load(run)[0]))
     assert onto_a_run[0] == 1 and "choose another folder" in onto_a_run[2]
+    assert onto_itself[0] == 1 and "is the model itself" in onto_itself[2]
+    # Nobody trains into a release: what came out would never be read.
+    for place, words in ((out, "holds a released model"), ("gs://bucket/run", "is an address and no folder")):
+        with pytest.raises(ValueError, match=words):
+            loop.train(programs.config(), place)
 
     # within the rounding of int8, and with the same tokenizer and profile
     model, tokenizer, config = ssmd_jax.load(out)
