@@ -68,6 +68,7 @@ def draw(
     batch_size: int,
     prompt=None,
     prompt_mask=None,
+    lengths=None,
 ) -> Drawn:
     """Draws samples in batches of one shape, and times them.
 
@@ -84,6 +85,8 @@ def draw(
             timed, and then dropped.
         prompt: int `[length]`, the same for all samples.
         prompt_mask: bool `[length]`, True where `prompt` gives the token.
+        lengths: int `[num_samples]`, tokens of each sample; None for `length` everywhere. Then every batch runs once
+            before the clock starts: the largest window, which decides what is compiled, is that of its longest row.
 
     Returns:
         `Drawn`.
@@ -100,23 +103,27 @@ def draw(
     shape = (batch_size, length)
     nothing = (np.zeros(length, np.int32), np.zeros(length, bool))
     tokens_D, given_D = nothing if prompt is None else (prompt, prompt_mask)
+    lengths_N = np.resize(length if lengths is None else lengths, num_batches * batch_size)
 
     sample = registry.sample_of(setting.sampler)
     extra = {} if setting.critic is None else {"critic": setting.critic}
 
     def batch(n: int, given_D) -> SampleResult:
+        rows = slice(n * batch_size, (n + 1) * batch_size)
         return sample(
             model,
-            keys[n * batch_size : (n + 1) * batch_size],
+            keys[rows],
             setting.config,
             batch_size=batch_size,
             length=length,
             prompt=np.broadcast_to(tokens_D, shape),
-            prompt_mask=np.broadcast_to(given_D, shape),
+            prompt_mask=np.broadcast_to(given_D, shape) & (np.arange(length)[None] < lengths_N[rows, None]),
+            lengths=lengths_N[rows],
             **extra,
         )
 
-    jax.block_until_ready(batch(0, np.arange(length) > 0))
+    for n in range(1 if lengths is None else num_batches):
+        jax.block_until_ready(batch(n, np.arange(length) > 0))
     results, began = [], time.perf_counter()
     for n in range(num_batches):
         results.append(jax.block_until_ready(batch(n, given_D)))

@@ -18,6 +18,7 @@ from ssmd_jax.evaluation.statistics import to_json
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.sampling import registry
 from ssmd_jax.training.config import ExperimentConfig
+from ssmd_jax.training.loading import load_lengths
 
 
 class Generated(NamedTuple):
@@ -37,7 +38,8 @@ class Generated(NamedTuple):
 
     def texts(self) -> list[str]:
         """The samples, decoded."""
-        return [self.tokenizer.decode(row) for row in self.drawn.result.tokens]
+        # Behind the end of a short row stands the mask id.
+        return [self.tokenizer.decode(row[row < self.tokenizer.num_tokens]) for row in self.drawn.result.tokens]
 
     def figures(self) -> dict[str, float]:
         """The means a sample: "nfe", "passes", "rounds", "accepted", "rejected", "unverified"."""
@@ -75,7 +77,8 @@ def draw(
         sampler_args: its arguments, as `registry.parse` reads them; they go before flags.
         num_samples: how many.
         batch_size: samples drawn at a time.
-        length: tokens a sample; None for the length of training.
+        length: tokens a sample; None for the length of training, or, without prompt and infill, for lengths drawn from
+            those of the training sequences where the run was trained on sequences of any length.
         seed: of all random numbers.
         prompt, infill, gap: as in `prompts.encode_prompt`.
         **flags: arguments of the sampler that are flags of their own; for "plain" and "speculative" they go before the
@@ -90,6 +93,9 @@ def draw(
     given |= registry.parse(sampler, sampler_args)
     config = named_config(sampler, given, experiment.sampling)
     setting = Setting(sampler, sampler, config, critic_of(config, model, workdir))
+    lengths = None
+    if experiment.data.rows == "sequences" and length is prompt is infill is None:
+        lengths = load_lengths(workdir).draw(seed, num_samples)
     length = experiment.length if length is None else length
     tokens, given = encode_prompt(tokenizer, length, prompt=prompt, infill=infill, gap=gap) or (None, None)
     drawn = bench.draw(
@@ -101,6 +107,7 @@ def draw(
         batch_size=batch_size,
         prompt=tokens,
         prompt_mask=given,
+        lengths=lengths,
     )
     return Generated(model, tokenizer, setting, drawn)
 

@@ -15,6 +15,7 @@ from ssmd_jax.data.cache import TokenStream
 from ssmd_jax.data.lengths import LengthLaw
 from ssmd_jax.data.pipeline import Data
 from ssmd_jax.diffusion.loss import LossConfig
+from ssmd_jax.evaluation import generate
 from ssmd_jax.model import esm2_weights
 from ssmd_jax.model.networks import make_network
 from ssmd_jax.training import loading, loop, optimizer, step, validation
@@ -134,6 +135,15 @@ def test_what_a_run_on_sequences_leaves(head_run):
     assert '"tokens"' in lines
     drawn = (directory / "samples.txt").read_text()
     assert set("LRINC") & set(drawn) and "_" not in drawn
+
+
+def test_samples_have_lengths_of_the_data(head_run):
+    """Of the program that draws from a workdir: lengths of training sequences, the same for a seed, nothing behind."""
+    drawn = generate.draw(head_run[0], num_samples=5, batch_size=3, window="full", seed=1)
+    lengths = loading.load_lengths(head_run[0]).draw(1, 5)
+    assert [len(text) for text in drawn.texts()] == lengths.tolist() and len(set(lengths)) > 1
+    whole = generate.draw(head_run[0], num_samples=1, window="full", length=9)
+    assert [len(text) for text in whole.texts()] == [9]
 
 
 def test_frozen_parameters_have_no_state_and_no_gradient():
