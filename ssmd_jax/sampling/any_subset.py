@@ -1,4 +1,4 @@
-"""Two-pass any-subset speculation, ASSD (Guo and Ermon, arXiv 2504.20456; SAMPLERS section j).
+"""Two-pass any-subset speculation, ASSD (Guo and Ermon, arXiv 2504.20456).
 
 A pass drafts `k` tokens; an oracle scores each given the drafts before it; those up to the first rejection are
 accepted, and that one is replaced. So along a fixed order tokens follow the law of one token a pass, whatever `k` is:

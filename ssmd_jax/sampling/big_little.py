@@ -1,6 +1,6 @@
 """Big-Little decoding on the hybrid network: BIASED, its samples follow neither draft nor target.
 
-After the Big Little Decoder (Kim et al., arXiv 2302.07863; SAMPLERS section l): a small model writes, a large one is
+After the Big Little Decoder (Kim et al., arXiv 2302.07863): a small model writes, a large one is
 asked where the small one is unsure (fallback), and overrules it where it finds the text unlikely (rollback). Here the
 trunk's draft is the small one and the causal part the large one; the rest is ours. One verify round a pass, no chance
 in what is accepted: a cheap alternative to accept and reject, to be compared with it.

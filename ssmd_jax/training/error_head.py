@@ -1,4 +1,4 @@
-"""Trains the error head of G-Star on a finished run (arXiv 2510.08369; SAMPLERS section h).
+"""Trains the error head of G-Star on a finished run (arXiv 2510.08369).
 
 A training row is masked as in training, its masks are filled at once from the draft, and the head learns which tokens
 of the complete row are not the true ones. Theirs takes one step of the sampler and labels `x_s != x_0`; this is its

@@ -57,7 +57,7 @@ def margin(logits_DxV: jax.Array) -> jax.Array:
 
 
 def score(name: str, view: View, tokens_D: jax.Array, key: jax.Array) -> jax.Array:
-    """A score of `SCORES`, higher for what is revealed first; float32 `[D]` (SAMPLERS section b).
+    """A score of `SCORES`, higher for what is revealed first; float32 `[D]`.
 
     Args:
         name: "confidence" of the drawn token (log probability), "margin", "entropy" (negated), or "random".

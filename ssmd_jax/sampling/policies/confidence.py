@@ -1,6 +1,6 @@
 """Confidence rules: so many tokens a pass, the surest first; or all that are sure enough.
 
-Sources: MaskGIT (arXiv 2202.04200), LLaDA (2502.09992), Fast-dLLM (2505.22618); SAMPLERS section b. Scores are of the
+Sources: MaskGIT (arXiv 2202.04200), LLaDA (2502.09992), Fast-dLLM (2505.22618). Scores are of the
 network's own distributions at temperature 1, tokens are drawn at the policy's. A confidence is that of the token drawn,
 as in those codes: the rules prefer likely draws, so their law is not the draft's even at one token a pass.
 """

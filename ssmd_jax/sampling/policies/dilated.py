@@ -1,4 +1,4 @@
-"""Dilated unmasking, and its spacing filter for other policies (DUS, arXiv 2506.19037; SAMPLERS section e)."""
+"""Dilated unmasking, and its spacing filter for other policies (DUS, arXiv 2506.19037)."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""The entropy-bounded sampler (Ben-Hamu et al., arXiv 2505.24857; SAMPLERS section c)."""
+"""The entropy-bounded sampler (Ben-Hamu et al., arXiv 2505.24857)."""
 
 import dataclasses
 import math

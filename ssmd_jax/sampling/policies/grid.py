@@ -137,7 +137,7 @@ class GridPolicy(Policy):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mdlm(GridPolicy):
-    """MDLM's sampler with its cache (SAMPLERS section a). At most as many passes as tokens."""
+    """MDLM's sampler with its cache. At most as many passes as tokens."""
 
     def grid(self) -> Grid:
         return mdlm_grid(self.steps)
@@ -148,7 +148,7 @@ class Mdlm(GridPolicy):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Md4(GridPolicy):
-    """MD4's ancestral sampler: every step is a pass, unless `skip` (SAMPLERS section a).
+    """MD4's ancestral sampler: every step is a pass, unless `skip`.
 
     Attributes:
         grid_name: "cosine" or "linear".
@@ -180,7 +180,7 @@ def reveal(view: View, grid: Grid, n: jax.Array, key: jax.Array) -> jax.Array:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class FirstHitting(Policy):
-    """Tokens one at a time at uniformly random positions: MDLM's law for ever more steps (SAMPLERS section a).
+    """Tokens one at a time at uniformly random positions: MDLM's law for ever more steps.
 
     The times at which they are revealed matter to networks that are told the time, ours is not: they are left out.
 

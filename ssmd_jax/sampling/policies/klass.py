@@ -1,4 +1,4 @@
-"""KLASS, stability by Kullback-Leibler divergence (arXiv 2511.05664; SAMPLERS section d)."""
+"""KLASS, stability by Kullback-Leibler divergence (arXiv 2511.05664)."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Path planning (P2): every pass re-decides which tokens stand (arXiv 2502.03540; SAMPLERS section g)."""
+"""Path planning (P2): every pass re-decides which tokens stand (arXiv 2502.03540)."""
 
 import dataclasses
 import math

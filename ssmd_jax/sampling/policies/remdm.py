@@ -1,4 +1,4 @@
-"""ReMDM: revealed tokens may be masked again (arXiv 2503.00307; SAMPLERS section f).
+"""ReMDM: revealed tokens may be masked again (arXiv 2503.00307).
 
 From `t` to `s`, with a re-masking probability `sigma`: a revealed token is masked again with probability `sigma`; a
 masked position is revealed with probability `(alpha_s - (1 - sigma) alpha_t) / (1 - alpha_t)`, so that the expected

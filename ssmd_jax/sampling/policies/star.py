@@ -1,4 +1,4 @@
-"""Star-shaped sampling with a learned error head, G-Star (arXiv 2510.08369; SAMPLERS section h)."""
+"""Star-shaped sampling with a learned error head, G-Star (arXiv 2510.08369)."""
 
 import dataclasses
 import math
