@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from ssmd_jax.sampling.dual import commit, decode, dualdiffusion, presets, rules
+from ssmd_jax.sampling.dual import commit, decode, dualdiffusion, feeding, presets, rules
 from ssmd_jax.sampling.dual.config import DecodeConfig
 from ssmd_jax.sampling.dual.dualdiffusion import DualConfig
 from tests.model.published import LLADA, lively_model
@@ -24,6 +24,7 @@ NOISY = VERIFIER.replace(
 SMALL = lively_model(dataclasses.replace(LLADA, num_layers=1))
 PLAIN = DecodeConfig(12, 4, commit=commit.Threshold(0.27))
 CACHED = presets.fast_dllm(12, 4, "dual", commit.Threshold(0.27))
+SETTLED = DecodeConfig(12, 12, feeding=feeding.Settled(5, buckets=1), commit=commit.Threshold(0.27))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,8 @@ def sample(config, prompts=PROMPTS, key=KEY, drafter=None, **fields):
 TWINS = {
     "shared, visible": (None, DualConfig(CACHED, 3, fix_up=0), "kl_divergence", {"tau": 0.15}),
     "shared, masked": (None, DualConfig(CACHED, 2, view="masked", fix_up=2), "exact_match", {}),
+    "settled, visible": (None, DualConfig(SETTLED, 2), "confidence_threshold", {"tau": 0.3}),
+    "settled, masked": (None, DualConfig(SETTLED, 2, view="masked"), "top_k", {"k": 1}),
     "leave one out": (None, DualConfig(CACHED, 2, view="leave_one_out"), "top_k", {"k": 1}),
     "another drafter": (NOISY, DualConfig(CACHED, 4, view="masked"), "true_kl", {"kappa": 0.2}),
     "small drafter": (SMALL, DualConfig(PLAIN, 4, view="masked", max_rejections=1), "ratio", {"alpha": 0.7}),
@@ -105,7 +108,7 @@ def test_equal_models():
 @pytest.mark.parametrize("remask", dualdiffusion.REMASKS)
 def test_progress_whatever_the_rule_says(remask):
     """Nothing is ever accepted and no fix-up asked for: one token of the verifier's a round."""
-    found = sample(DualConfig(CACHED, 2, RejectAll(), remask=remask, fix_up=0))
+    found = sample(DualConfig(PLAIN, 2, RejectAll(), remask=remask, fix_up=0))
     assert (found.iterations == 12).all() and (found.replaced == 12).all() and (found.accepted == 0).all()
     assert (found.tokens != LLADA.mask_id).all()
 
@@ -130,7 +133,7 @@ def test_budget_is_a_hard_bound(view, budget):
 def test_rows_alone_and_padding():
     """With noise: a row is the same alone under its own key, and under more padding."""
     proposal = dataclasses.replace(PLAIN.proposal, temperature=0.7)
-    drafting = presets.dkv_decode(12, 6, 6, 2, proposal=proposal)
+    drafting = DecodeConfig(12, 6, 6, feeding=feeding.Settled(3, buckets=1), proposal=proposal)
     config = DualConfig(drafting, 3, rules.Ratio(0.8), view="masked")
     batch = sample(config, prompt_length=5)
     for row, prompt in enumerate(PROMPTS):

@@ -140,13 +140,14 @@ def dual(verifier, drafter, prompt, config, name, fields, choose):
     size, length = config.drafting.block, len(tokens)
     for start in range(len(prompt), length, size):
         block = range(start, start + size)
-        step, moves, times = 0, 0, dict.fromkeys(block, 0)
+        step, moves, times, known = 0, 0, dict.fromkeys(block, 0), set()
         while any(tokens[p] == mask for p in block):
             drafted, q_of = [], {}
             for _ in range(config.draft_steps):
                 if all(tokens[p] != mask for p in block):
                     break
-                fed = fed_by(config.drafting.feeding, step, len(prompt), start, start + size, length, [])
+                fed = fed_by(config.drafting.feeding, step, len(prompt), start, start + size, length, {step - 1: known})
+                known = {p for p in range(length) if tokens[p] != mask}
                 found = drafts_by.forward(tokens, fed)
                 drafted_forwards += 1
                 proposals = {p: proposal(found[p], mask) for p in block if tokens[p] == mask}
@@ -165,10 +166,10 @@ def dual(verifier, drafter, prompt, config, name, fields, choose):
                 z |= {
                     p: found[p] for p in block if p in hidden or view == "visible" or (number == 0 and p not in drafted)
                 }
+            step, shown = 0, list(tokens)
             if shared and config.drafting.feeding.caches and view != "leave_one_out":
-                drafts_by.cache, step = judge.cache, 1
-            else:
-                step = 0
+                drafts_by.cache, step = judge.cache, config.drafting.feeding.step_after_refresh
+                shown = [mask if p in looks[0] else t for p, t in enumerate(tokens)]
             best = {p: proposal(z[p], mask) for p in z}
             accepted, rejected = {}, []
             is_open = False
@@ -186,6 +187,8 @@ def dual(verifier, drafter, prompt, config, name, fields, choose):
             rejections += len(rejected)
             for p in drafted:
                 tokens[p] = accepted.get(p, mask)
+            # Keys are kept of what the verifier saw as it is now.
+            known = {p for p in range(length) if tokens[p] != mask and tokens[p] == shown[p]}
             still = [p for p in block if tokens[p] == mask]
             count = config.fix_up if accepted else max(config.fix_up, 1)
             fixes = sorted(still, key=lambda p: (0 if first else -best[p][1], p))[:count]
