@@ -43,6 +43,8 @@ def rows_of(model, key: jax.Array, prompts: Sequence, gen_length: int, prompt_le
     for index, row in enumerate(rows):
         if row.ndim != 1 or (row.size and not np.issubdtype(row.dtype, np.integer)):
             raise ValueError(f"prompt {index} must be a sequence of token ids, got {row.dtype} of shape {row.shape}")
+        if model.shifts and not row.size:
+            raise ValueError(f"prompt {index} is empty: the first token of this network is predicted by the one before")
         bad = row[(row < 0) | (row >= model.vocab_size)]
         if bad.size:
             raise ValueError(f"prompt {index} has token {bad[0]}, outside the vocabulary 0..{model.vocab_size - 1}")

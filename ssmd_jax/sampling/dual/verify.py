@@ -66,7 +66,7 @@ def look(verifier, view: str, groups: int, rows: Rows, progress: Progress, block
         done = forward(drafted_Bxb & is_here_Bxb)
         return index + 1, jnp.where(is_here_Bxb[..., None], done.h_BxbxC, h_BxbxC), done.cache
 
-    first = of_group((jnp.int32(0), jnp.zeros((1, 1, 1)), ()))
+    first = of_group((jnp.int32(0), 0.0, ()))
     count, h_BxbxC, cache = jax.lax.while_loop(lambda carry: carry[0] < jnp.max(groups_B), of_group, first)
     return Seen(verifier.logits(h_BxbxC), cache, groups_B, count)
 

@@ -17,6 +17,12 @@ from tests.sampling.dual import twins
 KEY = jax.random.key(0)
 PROMPTS = [[3, 14, 15, 9, 2], [6, 5], [3, 5, 8, 9]]
 
+
+def some_slow(names, *slow: str) -> list:
+    """The names; those that end in one of `slow` are run by `make test-slow` alone."""
+    return [pytest.param(name, marks=pytest.mark.slow) if name.endswith(slow) else name for name in names]
+
+
 # Expected output -> (decoder, forwards, positions); few sizes are compiled where the number of them changes nothing.
 PUBLISHED = {
     "llada_k2": (presets.llada(32, 8, 16), 16, 688),
@@ -37,7 +43,7 @@ PUBLISHED = {
 }
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", some_slow(PUBLISHED, "plain_topk32", "prefix_topk16", "dkvdecode_r2"))
 def test_public_implementations(name, tmp_path):
     folder, expected = fixtures.llada_tiny(tmp_path)
     config, forwards, positions = PUBLISHED[name]
@@ -76,7 +82,7 @@ TWINS = {
 }
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize("name", some_slow(TWINS, "right", "dream prefix", "dream decode"))
 def test_twin(name):
     """A batch of prompts of different lengths: each row as the twin, which knows of no batch and no padding."""
     network, config, choose, score = TWINS[name]
@@ -90,28 +96,32 @@ def test_twin(name):
         assert (found.drafter_forwards[row], found.drafter_positions[row]) == (forwards, positions)
 
 
-@pytest.mark.parametrize("budget", [3, 5, 100])
-def test_budget_is_a_hard_bound(budget):
+def test_budget_is_a_hard_bound():
     """One program for all budgets; what a block's last pass finds masked it commits, as the twin does."""
-    model = lively_model(LLADA)
-    config = DecodeConfig(12, 4, 12, budget=budget)
-    found = decode.sample(model, KEY, config, PROMPTS)
-    assert (found.drafter_forwards == min(budget, 12)).all() and (found.tokens != LLADA.mask_id).all()
-    for row, prompt in enumerate(PROMPTS):
-        tokens, _, _ = twins.decode(model, prompt, config, twins.fixed, budget=budget)
-        np.testing.assert_array_equal(found.tokens[row], tokens)
+    model, config = lively_model(LLADA), DecodeConfig(12, 4, 12, budget=100)
+    sample = lambda budget: decode.sample(model, KEY, dataclasses.replace(config, budget=budget), PROMPTS)
+    sample(100)
+    programs = decode._sample._cache_size()
+    for budget in (3, 5, 11, 100):
+        found = sample(budget)
+        assert (found.drafter_forwards == min(budget, 12)).all() and (found.tokens != LLADA.mask_id).all()
+        for row, prompt in enumerate(PROMPTS):
+            tokens, _, _ = twins.decode(model, prompt, config, twins.fixed, budget=budget)
+            np.testing.assert_array_equal(found.tokens[row], tokens)
+    assert decode._sample._cache_size() == programs
 
 
 def test_temperature_rows_alone_and_padding():
     """With noise in tokens and positions: a row is the same alone under its own key, and under more padding."""
     model = lively_model(LLADA)
     config = presets.dkv_greedy(12, 6, 6, 2, 2, proposal=Proposal(temperature=0.8, top_p=0.9, score="random"))
-    batch = decode.sample(model, KEY, config, PROMPTS, prompt_length=5)
-    for row, prompt in enumerate(PROMPTS):
+    prompts = [*PROMPTS, []]
+    batch = decode.sample(model, KEY, config, prompts, prompt_length=5)
+    for row, prompt in enumerate(prompts):
         alone = decode.sample(model, jax.random.fold_in(KEY, row)[None], config, [prompt], prompt_length=7)
         np.testing.assert_array_equal(batch.tokens[row], alone.tokens[0])
         assert batch.drafter_positions[row] == alone.drafter_positions[0]
-    assert len({tuple(row) for row in np.asarray(batch.tokens)}) == 3
+    assert len({tuple(row) for row in np.asarray(batch.tokens)}) == 4
 
 
 def test_end_of_text():
@@ -152,6 +162,8 @@ def test_bad_arguments():
     ):
         with pytest.raises(ValueError, match=message):
             decode.sample(model, KEY, config, prompts, **fields)
+    with pytest.raises(ValueError, match="prompt 1 is empty"):
+        decode.sample(lively_model(DREAM), KEY, config, [[1], []])
     for fields, message in (
         ({"gen_length": 0}, "gen_length must be a whole number"),
         ({"block_length": 5}, "not divisible by block_length 5"),

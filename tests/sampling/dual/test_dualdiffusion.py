@@ -56,7 +56,9 @@ TWINS = {
 }
 
 
-@pytest.mark.parametrize("name", TWINS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "shared, masked" else name for name in TWINS]
+)
 def test_twin(name):
     """A batch of prompts of different lengths: each row as the twin, which knows of no batch and no padding."""
     drafter, config, rule, fields = TWINS[name]
