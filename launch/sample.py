@@ -22,11 +22,12 @@ from launch import program, sampling_flags
 from ssmd_jax.evaluation import generate
 
 flags.adopt_module_key_flags(sampling_flags)
+_FASTA = flags.DEFINE_string("fasta", None, "File that samples of proteins are written to, too.")
 _TRACE = flags.DEFINE_bool("trace", False, "Show pass by pass how the first sample came about.")
 
 
 def main():
-    return generate.generate(trace_first=_TRACE.value, **sampling_flags.given())
+    return generate.generate(trace_first=_TRACE.value, fasta=_FASTA.value, **sampling_flags.given())
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from ssmd_jax.data.tokenizers import Tokenizer
 from ssmd_jax.evaluation import bench, trace
 from ssmd_jax.evaluation.critics import critic_of
 from ssmd_jax.evaluation.prompts import GAP, encode_prompt
+from ssmd_jax.evaluation.protein_tools import write_fasta
 from ssmd_jax.evaluation.settings import TRACED, Setting, named_config
 from ssmd_jax.evaluation.statistics import to_json
 from ssmd_jax.model.bound import HybridModel
@@ -112,12 +113,15 @@ def draw(
     return Generated(model, tokenizer, setting, drawn)
 
 
-def generate(workdir: os.PathLike | str, *, trace_first: bool = False, **options) -> dict[str, Any]:
+def generate(
+    workdir: os.PathLike | str, *, trace_first: bool = False, fasta: os.PathLike | str | None = None, **options
+) -> dict[str, Any]:
     """Draws samples and prints them: texts to standard output, figures and trace to standard error.
 
     Args:
         workdir: of a training run.
         trace_first: show how the first sample came about.
+        fasta: file that proteins are written to, too; None for none.
         **options: as in `draw`.
 
     Returns:
@@ -129,10 +133,14 @@ def generate(workdir: os.PathLike | str, *, trace_first: bool = False, **options
     if trace_first and options.get("sampler", "speculative") not in TRACED:
         raise ValueError(f"trace shows the samplers {', '.join(TRACED)}, not {options['sampler']!r}")
     generated = draw(workdir, **options)
+    if fasta is not None and generated.tokenizer.kind != "esm2":
+        raise ValueError("fasta is for proteins, and this run's data.tokenizer is not 'esm2'")
     model, sampler, drawn = generated.model, generated.setting.sampler, generated.drawn
     if trace_first:
         trace.show(Console(stderr=True), drawn.result, generated.tokenizer, model.trunk_cost, model.verify_cost)
     texts, figures = generated.texts(), generated.figures()
+    if fasta is not None:
+        write_fasta(fasta, texts)
     for text in texts:
         print(text, end="\n\n")
     line = ", ".join(f"{value:.1f} {name}" for name, value in figures.items())

@@ -11,6 +11,7 @@ import jax
 
 import ssmd_jax
 from ssmd_jax.data import pipeline
+from ssmd_jax.data.buckets import Sequences
 from ssmd_jax.data.pipeline import Data, Records
 from ssmd_jax.data.tokenizers import Tokenizer
 from ssmd_jax.evaluation import bench, likelihood, tables, text
@@ -39,8 +40,12 @@ def held_out_records(data: Data, split: str) -> Records:
     """The records of a split that was not trained on.
 
     Raises:
-        ValueError: for another split, or where there is no test split.
+        ValueError: for another split, where there is no test split, or for proteins, which have judges of their own.
     """
+    if isinstance(data.train, Sequences):
+        raise ValueError(
+            "the run was trained on proteins: draw with launch/sample.py, judge with launch/judge_proteins.py"
+        )
     if split not in SPLITS:
         raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {split!r}")
     if split == "test" and data.test is None:
