@@ -40,7 +40,9 @@ def test_equals_qwen2_without_the_causal_mask():
         num_key_value_heads=2,
         max_position_embeddings=64,
         rms_norm_eps=1e-6,
+        # Version 5 reads the first, version 4 the second.
         rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+        rope_theta=1e6,
         tie_word_embeddings=False,
         attn_implementation="eager",
     )

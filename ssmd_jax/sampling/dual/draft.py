@@ -76,7 +76,10 @@ def draft_pass(
         next_BxL=block.put(jnp.zeros_like(known_BxL), chosen_Bxb),
         most=-(-size // steps),
     )
-    fed_BxL = feeding.fed(view) & active_B[:, None]
+    # What must be committed now must be predicted now, wherever its vector was kept until now.
+    needed_Bxb = candidate_Bxb & is_last_B[:, None]
+    needed_BxL = jnp.zeros_like(known_BxL).at[:, passes.sources(model, block)].max(needed_Bxb)
+    fed_BxL = (feeding.fed(view) | needed_BxL) & active_B[:, None]
     sizes = tuple(sorted({min(size, length) for size in feeding.sizes(config.gen_length, size, steps)}))
     done = passes.run(model, progress.tokens_BxL, key_mask_BxL, block, progress.cache, is_full, fed_BxL, sizes)
 

@@ -111,6 +111,15 @@ def test_budget_is_a_hard_bound():
     assert decode._sample._cache_size() == programs
 
 
+def test_budget_where_vectors_are_not_computed():
+    """A shifted network whose settled positions predict masked ones: the last pass feeds them all the same."""
+    for budget in (2, 3):
+        found = decode.sample(
+            lively_model(DREAM), KEY, presets.dkv_dream(8, 8, "decode", 8, "right", budget=budget), PROMPTS
+        )
+        assert (found.drafter_forwards == budget).all() and (found.tokens != DREAM.mask_id).all()
+
+
 def test_temperature_rows_alone_and_padding():
     """With noise in tokens and positions: a row is the same alone under its own key, and under more padding."""
     model = lively_model(LLADA)
