@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from ssmd_jax.model import pretrained
+from ssmd_jax.sampling import keys
 from ssmd_jax.sampling.dual import commit, decode, feeding, presets
 from ssmd_jax.sampling.dual.config import DecodeConfig
 from ssmd_jax.sampling.dual.proposal import Proposal
@@ -148,14 +149,17 @@ def test_end_of_text():
     assert short.drafter_forwards[0] < 12 and (short.drafter_forwards <= full.drafter_forwards).all()
 
 
-def test_greedy_feeds_few():
-    """Without a window: what is committed now and what was committed last."""
-    model = lively_model(LLADA)
-    run = lambda refresh, window: decode.sample(model, KEY, presets.dkv_greedy(12, 6, 12, refresh, window), PROMPTS[:1])
-    # Six passes a block of six: full, 2, full, 2...; the window adds its two as long as that many are masked.
-    assert run(2, 0).drafter_positions[0] == 2 * 3 * (17 + 2)
-    with_window = run(2, 2).drafter_positions[0]
-    assert with_window == 2 * 3 * (17 + 2) + 2 * 3 * 2 - 2
+@pytest.mark.parametrize("window", [0, 2])
+def test_greedy_twin(window):
+    """Given the random orders, which a row's own key draws."""
+    model, config = lively_model(LLADA), presets.dkv_greedy(12, 6, 8, 3, window)
+    found = decode.sample(model, KEY, config, PROMPTS)
+    row_keys = keys.stream(keys.row_keys(KEY, 3), keys.ORDER)
+    for row, prompt in enumerate(PROMPTS):
+        order = [np.asarray(jax.random.uniform(jax.random.fold_in(row_keys[row], n), (6,))) for n in range(2)]
+        tokens, forwards, positions = twins.decode(model, prompt, config, twins.fixed, order=order)
+        np.testing.assert_array_equal(found.tokens[row], tokens)
+        assert (found.drafter_forwards[row], found.drafter_positions[row]) == (forwards, positions)
 
 
 def test_bad_arguments():

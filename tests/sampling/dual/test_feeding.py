@@ -5,19 +5,7 @@ import numpy as np
 import pytest
 
 from ssmd_jax.sampling.dual import feeding
-
-
-def window_twin(committing, committed, masked, window, length):
-    """The nearest masked positions of each position to commit, scanning left, right, outward."""
-    fed = set(committing) | set(committed)
-    for centre in sorted(committing):
-        left = window
-        for distance in range(1, length):
-            for slot in (centre - distance, centre + distance):
-                if left and slot in masked and slot not in fed:
-                    fed.add(slot)
-                    left -= 1
-    return fed
+from tests.sampling.dual import twins
 
 
 @pytest.mark.parametrize("window", [0, 1, 4])
@@ -34,7 +22,7 @@ def test_greedy_window(window):
         chosen = np.zeros((1, length), bool)
         chosen[0, committing] = True
         found = feeding.Greedy(2, window).fed(view._replace(next_BxL=jnp.array(chosen)))
-        expected = window_twin(
+        expected = twins.greedy_window(
             set(committing), set(np.nonzero(known & ~seen)[0]), set(np.nonzero(~known)[0]), window, length
         )
         assert set(np.nonzero(np.asarray(found[0]))[0]) == expected

@@ -56,6 +56,19 @@ def timesteps(scores, step, size, steps, eps=1e-3):
     return sorted(scores, key=lambda p: (-scores[p], p))[:count]
 
 
+def greedy_window(committing, committed, masked, window, length):
+    """The nearest masked positions of each position to commit, scanning left, right, outward."""
+    fed = set(committing) | set(committed)
+    for centre in sorted(committing):
+        left = window
+        for distance in range(1, length):
+            for slot in (centre - distance, centre + distance):
+                if left and slot in masked and slot not in fed:
+                    fed.add(slot)
+                    left -= 1
+    return fed
+
+
 def fed_by(feeding, step: int, prompt: int, start: int, stop: int, length: int, history: list[set[int]]):
     """Positions of a pass, None for all. `history[i]` is what is known before pass `i` of the block."""
     kind = type(feeding).__name__
@@ -81,8 +94,8 @@ def fed_by(feeding, step: int, prompt: int, start: int, stop: int, length: int, 
     return [p for p in fed if p >= prompt - 1] if feeding.freeze_prompt else fed
 
 
-def decode(model, prompt, config, choose, score="confidence", budget=10**9):
-    """Tokens generated, forwards, positions fed."""
+def decode(model, prompt, config, choose, score="confidence", budget=10**9, order=None):
+    """Tokens generated, forwards, positions fed. `order[n]` is the random order of block `n`, scores by position."""
     twin, mask = Twin(model), model.mask_id
     tokens = [*prompt, *[mask] * config.gen_length]
     length, forwards, positions = len(tokens), 0, 0
@@ -92,7 +105,15 @@ def decode(model, prompt, config, choose, score="confidence", budget=10**9):
         stop, history, step = start + config.block, [], 0
         while mask in tokens[start:stop] or (config.paper and config.feeding.caches and step == 1):
             history.append({p for p in range(length) if tokens[p] != mask})
-            fed = fed_by(config.feeding, step, len(prompt), start, stop, length, history)
+            if order is not None:
+                left = [p for p in range(start, stop) if tokens[p] == mask]
+                planned = choose({p: order[index][p - start] for p in left}, step, config.block, config.steps_per_block)
+                masked = {p for p in range(length) if tokens[p] == mask}
+                committed = history[step] - history[step - 1] if step else set()
+                fed = sorted(greedy_window(planned, committed, masked, config.feeding.window, length))
+                fed = None if step % config.feeding.refresh == 0 else fed
+            else:
+                fed = fed_by(config.feeding, step, len(prompt), start, stop, length, history)
             found = twin.forward(tokens, fed)
             forwards, positions = forwards + 1, positions + (length if fed is None else len(fed))
             shift = 1 if model.shifts else 0
@@ -101,7 +122,7 @@ def decode(model, prompt, config, choose, score="confidence", budget=10**9):
             chosen = []
             if proposals:
                 scores = {p: s for p, (_, s) in proposals.items()}
-                chosen = choose(scores, step, config.block, config.steps_per_block)
+                chosen = planned if order is not None else choose(scores, step, config.block, config.steps_per_block)
                 if shift and config.feeding.first_alone and step == 0:
                     chosen = [start]
                 if forwards + 1 + (blocks - 1 - index) > budget:
