@@ -12,6 +12,7 @@ from tests.model.published import DREAM, LLADA, Twin, random_model
 TOKENS = np.random.default_rng(1).integers(0, 19, size=(3, 11)).astype(np.int32)
 
 
+@jax.jit
 def logits(model, *args):
     return model.logits(model.hidden(*args)[0])
 

@@ -124,7 +124,8 @@ def test_budget_where_vectors_are_not_computed():
 def test_temperature_rows_alone_and_padding():
     """With noise in tokens and positions: a row is the same alone under its own key, and under more padding."""
     model = lively_model(LLADA)
-    config = presets.dkv_greedy(12, 6, 6, 2, 2, proposal=Proposal(temperature=0.8, top_p=0.9, score="random"))
+    proposal = Proposal(temperature=0.8, top_p=0.9, position_temperature=0.5)
+    config = DecodeConfig(12, 6, 6, feeding=feeding.Settled(3, buckets=1), proposal=proposal)
     prompts = [*PROMPTS, []]
     batch = decode.sample(model, KEY, config, prompts, prompt_length=5)
     for row, prompt in enumerate(prompts):
