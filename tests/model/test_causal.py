@@ -13,7 +13,7 @@ CONFIG = HybridConfig(num_tokens=V, width=16, num_heads=2, n_noncausal=1, n_caus
 
 
 class BagOfTokens(SpeculativeNetwork):
-    """A trunk that is no transformer: every track sees the sum of all embeddings and its own position; its head squares."""
+    """A trunk that is no transformer: a track sees the sum of all embeddings and its own position."""
 
     def setup(self):
         normal = nn.initializers.normal(1.0)

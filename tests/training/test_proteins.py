@@ -74,11 +74,11 @@ def test_accumulated_padded_gradient_is_that_of_the_mean_by_tokens():
     accumulate = jax.jit(step.accumulated_gradient, static_argnums=(1, 4, 5, 6))
     key = jax.random.key(0)
     metrics, gradient = accumulate(params(), network, tokens, key, LossConfig(), 2, True)
+    loss_fn = jax.jit(jax.value_and_grad(step.loss_fn, has_aux=True), static_argnums=(1, 5, 6))
     expected_loss, expected, total = 0.0, jax.tree.map(np.zeros_like, params()), int((tokens < 32).sum())
     for m in range(2):
         rows = tokens[m::2]
         weight = int((rows < 32).sum()) / total
-        loss_fn = jax.jit(jax.value_and_grad(step.loss_fn, has_aux=True), static_argnums=(1, 5, 6))
         (loss, _), part = loss_fn(
             params(), network, rows, step.row_lengths(rows, 32), jax.random.fold_in(key, m), LossConfig(), True
         )
@@ -104,7 +104,7 @@ def test_validation_weighs_batches_by_their_tokens():
 def trunk_run(tmp_path_factory):
     """A trunk trained as masked diffusion, with no causal part."""
     directory = tmp_path_factory.mktemp("trunk")
-    fields = {"model__n_causal": 0, "loss__target_weight": 0.0, "training__num_steps": 6}
+    fields = {"model__n_causal": 0, "loss__target_weight": 0.0, "training__num_steps": 6, "data__num_buckets": 1}
     summary = loop.train(config(**fields), directory, data())
     return directory, summary
 
@@ -142,8 +142,6 @@ def test_samples_have_lengths_of_the_data(head_run):
     drawn = generate.draw(head_run[0], num_samples=5, batch_size=3, window="full", seed=1)
     lengths = loading.load_lengths(head_run[0]).draw(1, 5)
     assert [len(text) for text in drawn.texts()] == lengths.tolist() and len(set(lengths)) > 1
-    whole = generate.draw(head_run[0], num_samples=1, window="full", length=9)
-    assert [len(text) for text in whole.texts()] == [9]
 
 
 def test_frozen_parameters_have_no_state_and_no_gradient():
@@ -180,6 +178,7 @@ def test_a_run_from_published_weights(tmp_path):
     path = tmp_path / "model.safetensors"
     save_file(tensors(), path)
     fields = {"model__num_heads": 4, "model__n_noncausal": 2, "training__num_steps": 1, "training__ema_decay": 0.0}
+    fields["training__eval_batches"] = 1
     given = {"loss__freeze_trunk": True, "training__init_from": str(path), **fields}
     loop.train(config(**given), tmp_path / "run", data())
     model, tokenizer, _ = ssmd_jax.load(tmp_path / "run")
