@@ -62,6 +62,8 @@ setuptools.setup(
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],
         "eval": [*FORMATS, "matplotlib>=3.8"],
+        # Judges of proteins beside MMseqs2, which is a program: profiles; pLDDT needs torch and transformers too.
+        "proteins": ["pyhmmer>=0.10"],
         "notebook": ["jupyter>=1.0", "matplotlib>=3.8", *DEMO],
     },
 )

@@ -65,8 +65,6 @@ class LengthLaw:
             stored = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
             return cls(tuple(stored["lengths"]), tuple(stored["counts"]))
         except FileNotFoundError:
-            raise ValueError(
-                f"there are no lengths at {path}: runs with data.rows 'sequences' have them"
-            ) from None
+            raise ValueError(f"there are no lengths at {path}: runs with data.rows 'sequences' have them") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"the lengths {path} cannot be read: {error}") from error

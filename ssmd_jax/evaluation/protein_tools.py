@@ -51,7 +51,9 @@ def pfam_hits(sequences: Sequence[str], profiles: os.PathLike | str, cpus: int =
     try:
         from pyhmmer import easel, hmmsearch, plan7
     except ImportError:
-        raise ValueError("the share with a Pfam hit needs the package pyhmmer: pip install pyhmmer") from None
+        raise ValueError(
+            'the share with a Pfam hit needs the package pyhmmer: pip install "ssmd_jax[proteins]"'
+        ) from None
     path = pathlib.Path(profiles).expanduser()
     if not path.is_file():
         raise ValueError(f"there are no profiles at {path}; give a file of HMMER profiles")

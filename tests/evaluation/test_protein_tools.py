@@ -88,7 +88,7 @@ def test_what_is_missing_is_one_sentence(monkeypatch, tmp_path):
         protein_tools.count_clusters(["MKV"], str(failing))
     for name in ("pyhmmer", "torch"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ValueError, match="pip install pyhmmer"):
+    with pytest.raises(ValueError, match="needs the package pyhmmer"):
         protein_tools.pfam_hits(["MKV"], tmp_path)
     with pytest.raises(ValueError, match="pip install torch transformers"):
         protein_tools.mean_plddt(["MKV"], tmp_path)
