@@ -176,7 +176,15 @@ class AminoAcidTokenizer(Tokenizer):
     _IDS: ClassVar[dict[str, int]] = {symbol: n for n, symbol in enumerate(SYMBOLS)}
     _SPLIT = re.compile("|".join(map(re.escape, (s for s in SYMBOLS if len(s) > 1))) + "|.", re.DOTALL)
 
+    _OF_BYTE = np.full(256, UNKNOWN, np.int32)
+    for _id, _symbol in enumerate(SYMBOLS):
+        if len(_symbol) == 1:
+            _OF_BYTE[[ord(_symbol), ord(_symbol.lower())]] = _id
+
     def encode(self, text: str, strict: bool = False) -> np.ndarray:
+        if not strict and "<" not in text:
+            # Whole corpora come this way: a look-up by byte.
+            return self._OF_BYTE[np.frombuffer(text.encode("ascii", "replace"), np.uint8)]
         symbols = self._SPLIT.findall(text) if "<" in text else list(text)
         if strict:
             _refuse([s for s in symbols if s not in self._IDS], "esm2 (amino acids, upper-case)")

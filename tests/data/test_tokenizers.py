@@ -124,6 +124,7 @@ def test_amino_acids_have_the_ids_of_esm2():
     ids = esm2.encode("<cls>LAGVSERTIDPKQNFYMHWCXBUZO.-<eos><pad><unk><null_1>")
     np.testing.assert_array_equal(ids, [0, *range(4, 31), 2, 1, 3, 31])
     np.testing.assert_array_equal(esm2.encode("mk1<L"), [20, 15, 3, 3, 4])
+    np.testing.assert_array_equal(esm2.encode("mk1é.-L"), [20, 15, 3, 3, 29, 30, 4])
     assert esm2.decode([32, 20, 32]) == "_M_" and esm2.normalize("MK\nV L") == "MKVL"
     with pytest.raises(ValueError, match="'k', 'J', outside the vocabulary of esm2"):
         esm2.encode("MkJ", strict=True)
