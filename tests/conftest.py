@@ -1,5 +1,6 @@
 """Settings of every test: eight CPU devices to shard over, and silent broadcasting between ranks forbidden."""
 
+import gc
 import os
 import pathlib
 
@@ -12,6 +13,43 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import jax
+import pytest
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+# Every compiled program holds memory maps, of which Linux gives a process 65,530: one more ends it.
+MAPS, MOST_MAPS = pathlib.Path("/proc/self/maps"), 20_000
+
+
+@pytest.fixture(autouse=True, scope="module")
+def few_programs():
+    """Gives up compiled programs between modules once there are many; those wanted again come from the disk."""
+    yield
+    if MAPS.exists() and len(MAPS.read_bytes().splitlines()) > MOST_MAPS:
+        jax.clear_caches()
+        gc.collect()
+
+
+# Cases of a parametrised test whose neighbours say nearly the same in less time.
+SLOW_CASES = (
+    "test_window_equals_full[three causal blocks]",
+    "test_window_equals_full[no residual]",
+    "test_target_equals_draft_at_initialisation[halves-float32]",
+    "test_target_equals_draft_at_initialisation[halves-bfloat16]",
+    "test_target_equals_draft_at_initialisation[bfloat16]",
+    "test_naive_model_gives_the_same_samples[full, lengths, reordered, tied]",
+    "test_tabular[p2, planner]",
+    "test_row_alone_equals_row_in_batch[speculative-confidence]",
+    "test_a_network_through_slots[full rows]",
+    "test_samples_do_not_depend_on_the_sizes[network budget-speculative]",
+    "test_a_loaded_network_over_the_mesh_a_newcomer_makes[outside]",
+    "test_padding_changes_nothing[dream]",
+)
+
+
+def pytest_collection_modifyitems(items):
+    """Marks the slow cases, which a decorator would mark with all others of their function."""
+    for item in items:
+        if item.name in SLOW_CASES:
+            item.add_marker(pytest.mark.slow)

@@ -164,6 +164,7 @@ def test_nothing_fits():
     assert check.largest(lambda size: False, 16, unit=8) is None
 
 
+@pytest.mark.slow
 def test_state_of_one_device():
     """Under fsdp=8 each device has an eighth; what the train step says of its arguments agrees."""
     config = tiny.config(mesh__data=1, mesh__fsdp=8)

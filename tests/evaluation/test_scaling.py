@@ -186,6 +186,7 @@ def studied(folder, said, **fields):
     return results, {(row["part"], row["layout"]): row for row in results["rows"]}
 
 
+@pytest.mark.slow
 def test_course_of_a_study(tmp_path, monkeypatch):
     """Cases, figures and the file, with programs that do next to nothing; half of the cases fail."""
     monkeypatch.setattr(settings, "TINY_TOKENS", 27)

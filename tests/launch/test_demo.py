@@ -59,6 +59,7 @@ def test_workdir_in_the_home_folder(tmp_path, monkeypatch):
     assert seen == [str(tmp_path / "run")]
 
 
+@pytest.mark.slow
 def test_workdir_of_another_experiment_is_refused():
     (outcome,) = programs.run("demo", [[f"--workdir={programs.workdir()}"]])
     programs.check_refused(outcome, "another config")

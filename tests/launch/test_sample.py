@@ -96,6 +96,7 @@ def test_bad_input_is_one_sentence(tmp_path):
         programs.check_refused(outcome, named)
 
 
+@pytest.mark.slow
 def test_workdir_in_the_home_folder(monkeypatch):
     run = pathlib.Path(programs.workdir())
     monkeypatch.setenv("HOME", str(run.parent))
@@ -103,6 +104,7 @@ def test_workdir_in_the_home_folder(monkeypatch):
     assert outcome[0] == 0, outcome
 
 
+@pytest.mark.slow
 def test_runs_as_a_file():
     command = [sys.executable, "launch/sample.py", f"--workdir={programs.workdir()}", "--num_samples=1"]
     done = subprocess.run(

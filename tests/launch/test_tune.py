@@ -20,6 +20,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_from_a_run_to_the_best_windows_of_its_export(run):
     sizes = ["--num_sequences=4", "--batch_size=2"]
     lines = [[f"--workdir={run}", *sizes], [f"--workdir={run}", "--num_sequences=0"], ["--workdir=/nothing"]]

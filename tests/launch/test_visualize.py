@@ -3,9 +3,12 @@
 import json
 import re
 
+import pytest
+
 from tests.launch import programs
 
 
+@pytest.mark.slow
 def test_page_of_the_samples_drawn(tmp_path):
     folder = f"--workdir={programs.workdir()}"
     flags = {

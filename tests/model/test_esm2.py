@@ -278,6 +278,7 @@ class Remembering:
         return {**context, "inner": inner, "positions": positions}
 
 
+@pytest.mark.slow
 def test_protocol_is_used_as_ruled():
     """The sampler on it, watched by the strict model; rows of different lengths draw amino acids alone."""
     tiny = dataclasses.replace(CONFIG, n_noncausal=1)

@@ -51,6 +51,7 @@ def test_samples_do_not_depend_on_the_mesh(module, change):
     assert alone.rows_computed.tolist() == [int(alone.trunk_passes.max()) * 16]
 
 
+@pytest.mark.slow
 def test_a_network_over_devices():
     model = network()
     draw = lambda mesh: speculative.sample(model, jax.random.key(4), CONFIG, batch_size=8, length=LENGTH, mesh=mesh)

@@ -193,6 +193,7 @@ def test_strict_model_raises_on_misuse():
     strict.draft_logits(newer, start, 2)
 
 
+@pytest.mark.slow
 def test_sweeps_compile_once(monkeypatch):
     """Rounds, budgets, temperatures and windows of one static size are arrays of the compiled loop: one trace."""
     model = tabular_model(8, num_tokens=3)
@@ -208,6 +209,7 @@ def test_sweeps_compile_once(monkeypatch):
         draw(ConstantWindow(4), 1, 9.0, top_p=0.5)
 
 
+@pytest.mark.slow
 def test_budgeted_row_is_independent_of_its_mates_lengths():
     """The cap of merged windows is a row's own: a shorter mate may need larger ones (here 5 at 11 tokens, 4 at 12)."""
     model = tabular_model(12, num_tokens=3)

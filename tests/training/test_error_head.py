@@ -44,6 +44,7 @@ def test_rows_are_completed_from_the_draft():
     assert wrong[0] < 1 / 8 and wrong[-1] > 0.5 and (np.diff(wrong) > -0.05).all()
 
 
+@pytest.mark.slow
 def test_head_starts_blind_and_learns():
     model, params = network(), head()
     loss, _ = error_head.loss_fn(params, model, tokens(64), jax.random.key(0))
@@ -56,6 +57,7 @@ def test_head_starts_blind_and_learns():
     assert np.mean(losses[-10:]) < losses[0] - 0.1
 
 
+@pytest.mark.slow
 def test_critic_sees_the_complete_row_in_sequence_order():
     """Scores are the head's on a pass over all tokens; padding changes nothing; G-Star draws with it."""
     params = jax.tree.map(lambda x: x + 0.1 * jnp.sin(jnp.arange(x.size)).reshape(x.shape), head())

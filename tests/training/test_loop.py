@@ -211,6 +211,7 @@ def test_init_from_a_model_of_another_shape_is_refused_before_anything_is_writte
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_state_of_an_update_that_is_not_finite_is_not_saved(tmp_path):
     """Loss and gradient of the first step are good, its update is not."""
     fields = {"optimizer__learning_rate": 1e39, "optimizer__warmup_steps": 0, "training__checkpoint_every": 1}
@@ -342,6 +343,7 @@ def test_tokens_per_second_leave_the_first_step_out(tmp_path, monkeypatch):
     assert summary["tokens_per_second"] == rates[-1]
 
 
+@pytest.mark.slow
 def test_metrics_that_cannot_be_written_are_one_sentence(tmp_path, monkeypatch):
     def full(self, step, *_):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

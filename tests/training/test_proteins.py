@@ -68,6 +68,7 @@ def test_padding_changes_no_nll():
             np.testing.assert_allclose(a[row, :n, 4:24], b[row, :n, 4:24], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_accumulated_padded_gradient_is_that_of_the_mean_by_tokens():
     network = make_network(CONFIG)
     tokens, _ = batch()
@@ -118,6 +119,7 @@ def head_run(trunk_run, tmp_path_factory):
     return directory, summary
 
 
+@pytest.mark.slow
 def test_a_frozen_trunk_stays_bit_for_bit(trunk_run, head_run):
     before, after = (loading.load_params(run[0])[0] for run in (trunk_run, head_run))
     for name in before:
@@ -137,6 +139,7 @@ def test_what_a_run_on_sequences_leaves(head_run):
     assert set("LRINC") & set(drawn) and "_" not in drawn
 
 
+@pytest.mark.slow
 def test_samples_have_lengths_of_the_data(head_run):
     """Of the program that draws from a workdir: lengths of training sequences, the same for a seed, nothing behind."""
     drawn = generate.draw(head_run[0], num_samples=5, batch_size=3, window="full", seed=1)
@@ -173,6 +176,7 @@ def test_trunk_rate_scales_the_updates_of_the_trunk_alone():
         )
 
 
+@pytest.mark.slow
 def test_a_run_from_published_weights(tmp_path):
     """Two layers as Hugging Face stores them; the trunk that is trained on is that one."""
     path = tmp_path / "model.safetensors"
