@@ -35,6 +35,9 @@ def few_programs():
 SLOW_CASES = (
     "test_window_equals_full[three causal blocks]",
     "test_window_equals_full[no residual]",
+    "test_window_equals_full[two causal blocks]",
+    "test_window_equals_full[halves]",
+    "test_target_equals_draft_at_initialisation[query_next-bfloat16]",
     "test_target_equals_draft_at_initialisation[halves-float32]",
     "test_target_equals_draft_at_initialisation[halves-bfloat16]",
     "test_target_equals_draft_at_initialisation[bfloat16]",

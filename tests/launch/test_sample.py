@@ -86,6 +86,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_sentence(tmp_path):
     folder = f"--workdir={programs.workdir()}"
     lines = [[folder, *flags] for flags, _ in BAD.values()]

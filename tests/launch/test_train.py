@@ -127,6 +127,7 @@ def test_a_minute_of_training_separates_target_from_draft(tmp_path):
     assert summary["valid_target_bits"] < summary["valid_draft_bits"] - 0.1
 
 
+@pytest.mark.slow
 def test_what_a_preemption_ends_can_have_a_status_of_its_own():
     """Kubernetes takes status 0 for a finished run."""
     code = (

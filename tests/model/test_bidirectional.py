@@ -25,6 +25,7 @@ def test_equals_the_numpy_twin(config):
         np.testing.assert_allclose(row, list(Twin(model).forward(list(tokens)).values()), atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [LLADA, DREAM], ids=["llada", "dream"])
 def test_padding_changes_nothing(config):
     model = random_model(config)

@@ -59,6 +59,7 @@ def test_kernel_on_the_gpu(shape):
         np.testing.assert_array_equal(jax.jit(gated_linear_unit)(*args), first)
 
 
+@pytest.mark.slow
 def test_gradients_are_the_references():
     args = operands(8, 64, 128)
     kernel = functools.partial(gated_linear_unit, interpret=InterpretGPUParams())

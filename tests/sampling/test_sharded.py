@@ -101,6 +101,7 @@ def collectives(function, *arguments):
     return re.findall(COLLECTIVES, jax.jit(function).lower(*arguments).compile().as_text())
 
 
+@pytest.mark.slow
 def test_no_device_waits_for_another():
     """The whole program has no collective; one batch sharded over devices without the mesh argument has some."""
     model, key, mesh = tabular_model(LENGTH, num_tokens=5), jax.random.key(0), mesh_of(8)

@@ -190,6 +190,22 @@ def test_one_byte_anywhere_is_noticed_or_without_effect(tmp_path):
     assert arrays in noticed and newest / checkpoint.METADATA in noticed
 
 
+def test_arrays_with_another_digest_are_damage(tmp_path):
+    """Where every file can be read and the arrays alone are others: here the digest is, in metadata that are sound."""
+    abstract = checkpoints_of_two_steps(tmp_path)
+    path = tmp_path / "checkpoints" / "2" / checkpoint.METADATA
+    metadata = json.loads(path.read_text())
+    content = metadata["custom_metadata"]
+    name = min(content["digests"]["params"])
+    content["digests"]["params"][name] = content["digests"]["opt_state"][min(content["digests"]["opt_state"])]
+    del content["check"]
+    content["check"] = checkpoint._check(content)
+    path.write_text(json.dumps(metadata))
+    told = []
+    assert restore(tmp_path, abstract, told.append).record == {"at": 1}
+    assert f"params/{name} is not what was saved: 1 digest(s) differ" in told[0]
+
+
 def test_a_changed_record_is_damage_and_a_missing_one_is_of_an_earlier_version(tmp_path):
     abstract = checkpoints_of_two_steps(tmp_path)
     path = tmp_path / "checkpoints" / "2" / checkpoint.METADATA

@@ -150,6 +150,7 @@ def test_another_tokenizer_is_refused(runs):
         loop.train(tiny.config_dict(**FIELDS), runs["a"], other)
 
 
+@pytest.mark.slow
 def test_other_data_are_refused_and_moved_ones_accepted(tmp_path):
     """The same words in another file go on; other words of the same size, or more of them, do not."""
     (tmp_path / "old").mkdir()
@@ -259,6 +260,7 @@ def test_loss_that_is_not_finite_stops_and_saves_nothing(tmp_path):
     assert newest == bad - 1
 
 
+@pytest.mark.slow
 def test_init_from_takes_the_weights_of_another_run(runs, tmp_path):
     fields = {"training__init_from": str(runs["a"]), "loss__freeze_trunk": True, "training__num_steps": 1}
     run_processes((tmp_path, fields))
@@ -377,6 +379,7 @@ def with_loss_of_zeros(monkeypatch, factor):
     monkeypatch.setattr(step, "loss_fn", loss_fn)
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_skipped(tmp_path, monkeypatch):
     with_bad_batch(monkeypatch, 3)
     with_loss_of_zeros(monkeypatch, np.nan)

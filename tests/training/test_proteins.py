@@ -51,6 +51,7 @@ def batch():
     return jnp.asarray(tokens), jnp.asarray(wider)
 
 
+@pytest.mark.slow
 def test_padding_changes_no_nll():
     """Under the same orders and masks a row's terms are those of the row alone, however wide its batch."""
     network = make_network(CONFIG)
@@ -128,6 +129,7 @@ def test_a_frozen_trunk_stays_bit_for_bit(trunk_run, head_run):
     assert np.abs(after["causal"]["output"]).max() > 0
 
 
+@pytest.mark.slow
 def test_what_a_run_on_sequences_leaves(head_run):
     directory, summary = head_run
     assert summary["finished"] and summary["valid_target_loss"] < summary["valid_draft_loss"]

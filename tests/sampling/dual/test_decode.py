@@ -121,6 +121,7 @@ def test_budget_where_vectors_are_not_computed():
         assert (found.drafter_forwards == budget).all() and (found.tokens != DREAM.mask_id).all()
 
 
+@pytest.mark.slow
 def test_temperature_rows_alone_and_padding():
     """With noise in tokens and positions: a row is the same alone under its own key, and under more padding."""
     model = lively_model(LLADA)
@@ -135,6 +136,7 @@ def test_temperature_rows_alone_and_padding():
     assert len({tuple(row) for row in np.asarray(batch.tokens)}) == 4
 
 
+@pytest.mark.slow
 def test_end_of_text():
     """Stopping at the end of text gives the full run, cut there, for less; a row that has ended counts no more."""
     model = lively_model(LLADA)
@@ -150,6 +152,7 @@ def test_end_of_text():
     assert short.drafter_forwards[0] < 12 and (short.drafter_forwards <= full.drafter_forwards).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [0, 2])
 def test_greedy_twin(window):
     """Given the random orders, which a row's own key draws."""

@@ -99,6 +99,7 @@ def test_verify_only():
     assert (found.replaced == 12).all()
 
 
+@pytest.mark.slow
 def test_equal_models():
     """What an equal network drafted in one pass, it says again of the masked text."""
     config = DualConfig(PLAIN, 1, rules.ExactMatch(), view="masked", fix_up=0)
@@ -120,6 +121,7 @@ def test_rejections_are_bounded():
     assert (found.iterations < 12).all() and (found.replaced == 12).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("view", ["masked", "leave_one_out"])
 @pytest.mark.parametrize("budget", [3, 8, 40])
 def test_budget_is_a_hard_bound(view, budget):
@@ -132,6 +134,7 @@ def test_budget_is_a_hard_bound(view, budget):
         assert (found.verifier_forwards == 3).all()
 
 
+@pytest.mark.slow
 def test_rows_alone_and_padding():
     """With noise: a row is the same alone under its own key, and under more padding."""
     proposal = dataclasses.replace(PLAIN.proposal, temperature=0.7)
@@ -145,6 +148,7 @@ def test_rows_alone_and_padding():
             np.testing.assert_array_equal(getattr(batch, name)[row], getattr(alone, name)[0], name)
 
 
+@pytest.mark.slow
 def test_end_of_text():
     config = DualConfig(CACHED, 3, rules.TopK(1), view="masked")
     full = sample(config, drafter=NOISY)

@@ -86,6 +86,7 @@ def test_network(name):
     assert_is_twin(result, model, cases.of_network(model), chosen, AMPLE, rows, (2, 3))
 
 
+@pytest.mark.slow
 def test_devices_share_out_rows():
     """A loop a device, with its own number of passes, draws what one loop does."""
     model, chosen, rows = cases.tabular(), POLICIES["g-star"], cases.ragged()
