@@ -11,6 +11,7 @@ EVERYTHING = pytest.mark.parametrize(("case", "prompted"), [(c, p) for c in CASE
 
 
 @EVERYTHING
+@pytest.mark.slow
 def test_rounds_recovered_from_the_history_are_those_charged(case, prompted):
     result, verify_cost = drawn(case, prompted)
     history = split_passes(result)

@@ -27,6 +27,7 @@ def good():
     return dict(zip(lines, programs.run("sample", list(lines.values())), strict=True))
 
 
+@pytest.mark.slow
 def test_texts_then_one_line_of_json(good):
     for status, out, err in good.values():
         assert status == 0, err
@@ -38,11 +39,13 @@ def test_texts_then_one_line_of_json(good):
     assert len(programs.last_json(good["defaults"][1])["samples"]) == 4
 
 
+@pytest.mark.slow
 def test_the_seed_decides(good):
     texts = lambda name: programs.last_json(good[name][1])["samples"]
     assert texts("defaults") == texts("again") != texts("other seed")
 
 
+@pytest.mark.slow
 def test_flags_arrive(good):
     plain = programs.last_json(good["plain"][1])
     assert [len(text) for text in plain["samples"]] == [9] * 3

@@ -33,6 +33,7 @@ def test_smallest_size_that_holds_it():
     assert [int(chosen(needed)) for needed in range(6)] == [2, 2, 2, 3, 5, 5]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("module", [speculative, ancestral], ids=["speculative", "plain"])
 @pytest.mark.parametrize(
     "model, change",

@@ -250,6 +250,7 @@ def test_the_advice_after_a_loss_that_is_not_finite_works(tmp_path, monkeypatch)
     assert summary["finished"]
 
 
+@pytest.mark.slow
 def test_loss_that_is_not_finite_stops_and_saves_nothing(tmp_path):
     with pytest.raises(loop.NonFiniteLossError, match="not finite at step") as error:
         loop.train(tiny.config_dict(optimizer__learning_rate=1e30, training__checkpoint_every=1), tmp_path, tiny.data())

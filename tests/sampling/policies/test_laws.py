@@ -87,6 +87,7 @@ def test_limits_of_one_token_a_pass(name):
     np.testing.assert_array_equal(found.order, wanted.order)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rule", ["cap", "rescale"])
 def test_no_remasking_is_ancestral(rule):
     """With sigma 0, draw for draw; P2 with eta 0 and random scores, and a star that never starts, remask nothing."""
