@@ -10,14 +10,10 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
-from ssmd_jax.evaluation import tables
-from ssmd_jax.evaluation.benchmark import plot
+from ssmd_jax.evaluation import plot, tables
 from ssmd_jax.evaluation.statistics import Estimate, to_json
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 COSTS = ("nfe", "seconds_per_sample")
 PASSES = (24, 44, 80)
@@ -157,42 +153,6 @@ def gains_table(found: Mapping[str, Sequence[Gain]]) -> str:
     return tables.align(lines, num_left=2)
 
 
-def figure(baseline: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]]) -> "Figure":
-    """Spelling accuracy against NFE and against seconds, and unigram entropy against NFE; two standard errors.
-
-    Args:
-        baseline: entries of "samplers", drawn as circles.
-        rows: the candidate's, drawn as squares.
-
-    Raises:
-        ImportError: without matplotlib.
-    """
-    plot.check()
-    from matplotlib.figure import Figure
-
-    made = Figure(figsize=(14, 4), layout="constrained")
-    panels = (
-        ("nfe", "spelling", "function evaluations a sample", "spelling accuracy"),
-        ("seconds_per_sample", "spelling", "ms a sample", "spelling accuracy"),
-        ("nfe", "unigram_entropy", "function evaluations a sample", "unigram entropy, nats"),
-    )
-    for axes, (cost, what, xlabel, ylabel) in zip(made.subplots(1, 3), panels, strict=True):
-        for name, marker, group in (("baseline", "o--", baseline), ("speculative", "s-", rows)):
-            unit = 1000 if cost == "seconds_per_sample" else 1
-            found = []
-            for row in group:
-                value = row[what]
-                error = 2 * (value["standard_error"] or 0.0) if isinstance(value, Mapping) else 0.0
-                level = value["value"] if isinstance(value, Mapping) else value
-                found.append((unit * _point(row, cost).cost, level, error))
-            x, y, bars = zip(*sorted(found), strict=True)
-            axes.errorbar(x, y, yerr=bars, fmt=marker, markersize=4, capsize=2, label=name)
-        axes.set(xscale="log", xlabel=xlabel, ylabel=ylabel)
-        axes.grid(alpha=0.3)
-        axes.legend()
-    return made
-
-
 def read_rows(files: Sequence[os.PathLike | str], sampler: str) -> list[dict[str, Any]]:
     """The settings of one sampler in files of `launch/evaluate.py`.
 
@@ -232,5 +192,5 @@ def compare_files(
     baseline_rows, rows = read_rows(baseline, "plain"), read_rows(candidate, "speculative")
     found = gains(baseline_rows, rows, passes)
     for path in plots:
-        figure(baseline_rows, rows).savefig(os.path.expanduser(path), dpi=120)
+        plot.rows_figure([*baseline_rows, *rows]).savefig(os.path.expanduser(path), dpi=120)
     return to_json(found), gains_table(found)

@@ -67,7 +67,7 @@ def draft_nats(model, tokens_NxD: np.ndarray, key: jax.Array, *, draws: int, bat
     lengths_M = jnp.full((draws,), length, jnp.int32)
     revealed_NxM = jax.vmap(lambda key: masking.stratified_num_revealed(key, lengths_M))(keys_N)
     rows = (np.repeat(tokens_NxD, draws, axis=0), order_RxD, np.asarray(revealed_NxM).reshape(-1))
-    batch_size = _rows_at_a_time(batch_size, min(CHUNK, length), model.num_tokens)
+    batch_size = rows_at_a_time(batch_size, min(CHUNK, length), model.num_tokens)
     return _by_row(functools.partial(_draft_rows, model), rows, batch_size).reshape(count, draws).mean(axis=1)
 
 
@@ -85,7 +85,7 @@ def target_nats(
     count, length = tokens_NxD.shape
     rows = (np.repeat(tokens_NxD, num_orders, axis=0), _orders(key, count, num_orders, length))
     score = functools.partial(_target_rows, model, tie_first=tie_first)
-    batch_size = _rows_at_a_time(batch_size, length, model.num_tokens)
+    batch_size = rows_at_a_time(batch_size, length, model.num_tokens)
     return _by_row(score, rows, batch_size).reshape(count, num_orders).mean(axis=1)
 
 
@@ -106,7 +106,7 @@ def sampler_nats(
     rows = (np.repeat(tokens_NxD, num_orders, axis=0), _orders(key, count, num_orders, length))
     score = lambda tokens_BxD, order_BxD: likelihood.log_likelihood(model, tokens_BxD, order_BxD, config)
     largest_window = int(checked_table(config.window, length).max())
-    batch_size = _rows_at_a_time(batch_size, largest_window, model.num_tokens)
+    batch_size = rows_at_a_time(batch_size, largest_window, model.num_tokens)
     log_prob_R, nfe_R = _by_row(score, rows, batch_size)
     by_sequence = lambda values_R: values_R.reshape(count, num_orders).mean(axis=1)
     return -by_sequence(log_prob_R), by_sequence(nfe_R)
@@ -172,7 +172,7 @@ def _orders(key: jax.Array, count: int, draws: int, length: int) -> np.ndarray:
     return np.asarray(orders.uniform_order(keys_NxM.reshape(-1), lengths_R, length))
 
 
-def _rows_at_a_time(batch_size: int, tracks: int, num_tokens: int) -> int:
+def rows_at_a_time(batch_size: int, tracks: int, num_tokens: int) -> int:
     """At most `batch_size`, so that float32 logits of so many rows and tracks stay within `LOGITS_BYTES`."""
     return max(1, min(batch_size, LOGITS_BYTES // (4 * tracks * num_tokens)))
 

@@ -110,10 +110,25 @@ def samplers_figure(results: Mapping[str, Any]) -> "Figure":
     Raises:
         ImportError: without matplotlib.
     """
+    rows = results["samplers"]
+    figure = rows_figure(rows)
+    figure.axes[2].axhline(results["data"]["unigram_entropy"], color="black", linestyle=":", linewidth=1)
+    figure.suptitle(f"{results['device']}, {rows[0]['num_samples']} samples a setting, two standard errors")
+    return figure
+
+
+def rows_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
+    """The three panels of `samplers_figure` alone.
+
+    Args:
+        rows: entries of "samplers" in what `report.evaluate` returns.
+
+    Raises:
+        ImportError: without matplotlib.
+    """
     plot.check()
     from matplotlib.figure import Figure
 
-    rows = results["samplers"]
     figure = Figure(figsize=(15, 5), layout="constrained")
     quality, seconds, entropy = figure.subplots(1, 3)
     panels = (
@@ -141,9 +156,7 @@ def samplers_figure(results: Mapping[str, Any]) -> "Figure":
                 axes.errorbar(*zip(*line, strict=True), label=name, **style(name, number))
         scale_cost(axes, x_label)
         axes.set_ylabel(y_label)
-    entropy.axhline(results["data"]["unigram_entropy"], color="black", linestyle=":", linewidth=1)
     entropy.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
-    figure.suptitle(f"{results['device']}, {rows[0]['num_samples']} samples a setting, two standard errors")
     return figure
 
 

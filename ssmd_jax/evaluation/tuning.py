@@ -15,9 +15,11 @@ import ssmd_jax
 from ssmd_jax.data import pipeline
 from ssmd_jax.diffusion import loss, orders
 from ssmd_jax.diffusion.schedule import BudgetError
+from ssmd_jax.diffusion.window import passes_left
 from ssmd_jax.evaluation import report, tables, text
-from ssmd_jax.evaluation.likelihood import LOGITS_BYTES
+from ssmd_jax.evaluation.likelihood import rows_at_a_time
 from ssmd_jax.sampling.interface import prepared
+from ssmd_jax.sampling.keys import row_keys
 from ssmd_jax.sampling.recommend import PROFILE_FILE, Profile, best_windows
 from ssmd_jax.training.config import ExperimentConfig
 
@@ -42,13 +44,12 @@ def measure(model, tokens_NxD: np.ndarray, key: jax.Array, *, batch_size: int, l
     """
     count, length = tokens_NxD.shape
     size = min(largest or length, length)
-    batch_size = max(1, min(batch_size, count, LOGITS_BYTES // (4 * size * model.num_tokens)))
+    batch_size = rows_at_a_time(min(batch_size, count), size, model.num_tokens)
     num_batches = count // batch_size
-    total = np.zeros((3, length, size))
+    keys_N, total = row_keys(key, count), np.zeros((3, length, size))
     for n in range(num_batches):
-        rows = np.arange(n * batch_size, (n + 1) * batch_size)
-        keys_B = jax.vmap(lambda row: jax.random.fold_in(key, row))(rows)
-        order_BxD = orders.uniform_order(keys_B, np.full(batch_size, length, np.int32), length)
+        rows = slice(n * batch_size, (n + 1) * batch_size)
+        order_BxD = orders.uniform_order(keys_N[rows], np.full(batch_size, length, np.int32), length)
         total += np.asarray(_sums(model, tokens_NxD[rows], order_BxD, size=size))
     used = num_batches * batch_size
     return Profile(*(total / used), model.trunk_cost, model.verify_cost, used)
@@ -95,15 +96,12 @@ def frontier(
             found = best_windows(profile, budget, plain=plain, tie_first=tie_first)
         except BudgetError:
             continue
-        starts = [0]
-        while starts[-1] < len(found.sizes):
-            starts.append(starts[-1] + int(found.sizes[starts[-1]]))
         rows.append(
             {
                 "budget": float(budget),
                 "nfe": found.nfe,
                 "bits": found.nll / math.log(2) / len(found.sizes),
-                "passes": len(starts) - 1,
+                "passes": int(passes_left(found.sizes)[0]),
                 "largest_window": int(found.sizes.max()),
             }
         )

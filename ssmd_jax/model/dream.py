@@ -7,6 +7,7 @@ at position j predicts the token at j + 1, the one at position 0 also the token 
 from typing import Any
 
 from ssmd_jax.model.bidirectional import BidirectionalConfig
+from ssmd_jax.model.fields import check_fixed, needed
 from ssmd_jax.model.tensors import Tensor
 
 DREAM_7B = BidirectionalConfig(
@@ -40,10 +41,8 @@ def from_fields(fields: dict[str, Any], dtype: str) -> BidirectionalConfig:
     Raises:
         ValueError: a field that is missing, or one whose value would be another network.
     """
-    for name, value in FIXED.items():
-        if fields.get(name, value) != value:
-            raise ValueError(f"Dream with {name} {fields[name]!r} is not supported, only {value!r}")
-    need = lambda name: _need(fields, name)
+    check_fixed(fields, FIXED, "Dream")
+    need = lambda field: needed(fields, field, "Dream")
     heads = need("num_attention_heads")
     return BidirectionalConfig(
         vocab_size=need("vocab_size"),
@@ -62,12 +61,6 @@ def from_fields(fields: dict[str, Any], dtype: str) -> BidirectionalConfig:
         max_length=need("max_position_embeddings"),
         dtype=dtype,
     )
-
-
-def _need(fields: dict[str, Any], name: str):
-    if fields.get(name) is None:
-        raise ValueError(f"config.json of a Dream model needs the field {name}")
-    return fields[name]
 
 
 def to_fields(config: BidirectionalConfig) -> dict[str, Any]:

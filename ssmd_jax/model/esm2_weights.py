@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import safetensors
 
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.model.esm2 import MASK, MLP_FACTOR, NUM_IDS
+from ssmd_jax.model.weights import read_tensors
 
 CONFIG_FILE = "config.json"
 # Buffers that follow from the configuration, the contact head and the pooler.
@@ -190,13 +190,7 @@ def load(path: os.PathLike | str, config: HybridConfig) -> dict[str, Any]:
         raise ValueError(f"there are no safetensors in {path}: give the folder of an ESM-2 or DPLM")
     tensors: dict[str, np.ndarray] = {}
     for file in files:
-        try:
-            with safetensors.safe_open(os.fspath(file), "numpy") as opened:
-                tensors |= {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118, no mapping
-        except FileNotFoundError:
-            raise ValueError(f"there are no weights at {file}") from None
-        except (OSError, safetensors.SafetensorError) as error:
-            raise ValueError(f"the weights {file} cannot be read: {error}") from error
+        tensors |= read_tensors(file)
     try:
         return convert(tensors, config)
     except ValueError as error:

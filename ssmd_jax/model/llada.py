@@ -6,6 +6,7 @@ Base, Instruct and 1.5 have the same architecture. `ff_out` names both the head 
 from typing import Any
 
 from ssmd_jax.model.bidirectional import BidirectionalConfig
+from ssmd_jax.model.fields import check_fixed, needed
 from ssmd_jax.model.tensors import Tensor
 
 LLADA_8B = BidirectionalConfig(
@@ -54,10 +55,8 @@ def from_fields(fields: dict[str, Any], dtype: str) -> BidirectionalConfig:
     Raises:
         ValueError: a field that is missing, or one whose value would be another network.
     """
-    for name, value in FIXED.items():
-        if fields.get(name, value) != value:
-            raise ValueError(f"LLaDA with {name} {fields[name]!r} is not supported, only {value!r}")
-    need = lambda name: _need(fields, name)
+    check_fixed(fields, FIXED, "LLaDA")
+    need = lambda field: needed(fields, field, "LLaDA")
     width, heads, vocab_size = need("d_model"), need("n_heads"), need("vocab_size")
     if fields.get("embedding_size") not in (None, vocab_size):
         raise ValueError(
@@ -78,12 +77,6 @@ def from_fields(fields: dict[str, Any], dtype: str) -> BidirectionalConfig:
         max_length=need("max_sequence_length"),
         dtype=dtype,
     )
-
-
-def _need(fields: dict[str, Any], name: str):
-    if fields.get(name) is None:
-        raise ValueError(f"config.json of a LLaDA model needs the field {name}")
-    return fields[name]
 
 
 def to_fields(config: BidirectionalConfig) -> dict[str, Any]:

@@ -54,19 +54,28 @@ def load(path: os.PathLike | str) -> Any:
     Raises:
         ValueError: where there is no such file, or it cannot be read.
     """
-    try:
-        with safetensors.safe_open(os.fspath(path), "numpy") as file:
-            stored = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
-    except FileNotFoundError:
-        raise ValueError(f"there are no weights at {path}") from None
-    except (OSError, safetensors.SafetensorError) as error:
-        raise ValueError(f"the weights {path} cannot be read: {error}") from error
+    stored = read_tensors(path)
     params = {
         name: dequantise(value, stored[name + SCALE]) if name + SCALE in stored else value.astype(np.float32)
         for name, value in stored.items()
         if not name.endswith(SCALE)
     }
     return flax.traverse_util.unflatten_dict(params, sep=SEPARATOR)
+
+
+def read_tensors(path: os.PathLike | str) -> dict[str, np.ndarray]:
+    """All tensors of one safetensors file, by name.
+
+    Raises:
+        ValueError: where there is no such file, or it cannot be read.
+    """
+    try:
+        with safetensors.safe_open(os.fspath(path), "numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118, no mapping
+    except FileNotFoundError:
+        raise ValueError(f"there are no weights at {path}") from None
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(f"the weights {path} cannot be read: {error}") from error
 
 
 def quantise(value: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

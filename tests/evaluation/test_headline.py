@@ -16,6 +16,7 @@ def row(sampler, setting, passes, nfe, accuracy, error=0.0, entropy=2.8):
         "passes": float(passes),
         "nfe": {"value": float(nfe), "standard_error": 0.0},
         "seconds_per_sample": nfe / 100,
+        "batch_size": 256,
         "spelling": {"value": accuracy, "standard_error": error},
         "unigram_entropy": entropy,
     }

@@ -110,7 +110,7 @@ def test_large_vocabularies_are_scored_in_fewer_rows(monkeypatch):
         # a window of two tracks has logits of half a row
         assert set(batches) == {5 if name == "log_likelihood" else 2}
     monkeypatch.setattr(likelihood, "LOGITS_BYTES", row // 2)
-    assert likelihood._rows_at_a_time(BATCH, LENGTH, VOCABULARY) == 1
+    assert likelihood.rows_at_a_time(BATCH, LENGTH, VOCABULARY) == 1
 
 
 def test_sampler_that_verifies_everything_has_the_targets_bound():

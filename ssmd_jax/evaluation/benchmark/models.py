@@ -1,6 +1,7 @@
 """The model that is measured: random weights whose target differs from the draft, or a trained run's."""
 
 import dataclasses
+import functools
 import os
 
 import flax.linen as nn
@@ -16,22 +17,23 @@ from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.state import init_boxed_params
 
 
-def random_model(config: HybridConfig, seed: int, perturbation: float) -> HybridModel:
-    """A network of fresh weights, but with a causal part that has a say.
+def random_params(config: HybridConfig, perturbation: float, key: jax.Array):
+    """Fresh parameters, but with a causal part that has a say.
 
     Its output map starts at zero, so that the target is the draft. Here its entries are normal with deviation
     `perturbation / sqrt(C)`: the output is `perturbation` times a vector of size 1.
     """
+    params = nn.unbox(init_boxed_params(HybridTransformer(config), key))
+    if config.n_causal:
+        output_CxC = params["causal"]["output"]
+        noise_CxC = jax.random.normal(jax.random.fold_in(key, 1), output_CxC.shape, output_CxC.dtype)
+        params["causal"]["output"] = perturbation * noise_CxC / jnp.sqrt(output_CxC.shape[0])
+    return params
 
-    def init(key):
-        params = nn.unbox(init_boxed_params(HybridTransformer(config), key))
-        if config.n_causal:
-            output_CxC = params["causal"]["output"]
-            noise_CxC = jax.random.normal(jax.random.fold_in(key, 1), output_CxC.shape, output_CxC.dtype)
-            params["causal"]["output"] = perturbation * noise_CxC / jnp.sqrt(output_CxC.shape[0])
-        return params
 
-    key = jax.random.key(seed)
+def random_model(config: HybridConfig, seed: int, perturbation: float) -> HybridModel:
+    """A network of `random_params`, on one device."""
+    init, key = functools.partial(random_params, config, perturbation), jax.random.key(seed)
     # It runs once: on a CPU, compiling it well takes longer than all that it computes.
     options = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
     return HybridModel(jax.jit(init).lower(key).compile(compiler_options=options)(key), config)

@@ -93,9 +93,14 @@ def check(
         if capacity is None:
             raise ValueError(f"largest_batch needs the memory of {devices[0].device_kind}, which is not known")
         unit = sharding.batch_ways(mesh) * config.training.accumulation
-        if train(unit).fits(capacity) is None:
-            raise ValueError("largest_batch needs the compiler's count of memory, which this backend does not give")
-        found = largest(lambda size: bool(train(size).fits(capacity)), max(1, batch_size // unit), unit)
+
+        def fits(size: int) -> bool:
+            found = train(size).fits(capacity)
+            if found is None:
+                raise ValueError("largest_batch needs the compiler's count of memory, which this backend does not give")
+            return found
+
+        found = largest(fits, max(1, batch_size // unit), unit)
         if found is None:
             raise ValueError(f"not even a batch of {unit} fits {topology_name}: {report.ADVICE}")
         batch_size = found

@@ -7,17 +7,13 @@ from collections.abc import Callable, Hashable, Mapping
 from concurrent import futures
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 from ssmd_jax.evaluation.benchmark.bench import sentence
+from ssmd_jax.evaluation.benchmark.models import random_params
 from ssmd_jax.evaluation.compile_check import lowering
 from ssmd_jax.evaluation.scaling.settings import CHECKPOINT, LOSSES, SAMPLING, TRAINING, Layout, Model, Settings
-from ssmd_jax.model.config import HybridConfig
-from ssmd_jax.model.hybrid import HybridTransformer
 from ssmd_jax.training import sharding
-from ssmd_jax.training.state import init_boxed_params
 
 # Kinds of programs, the first entry of their names; the others are the model, the layout and the batch.
 INIT, STEP, WEIGHTS, DRAW = "init", "train step", "weights", "sampler"
@@ -171,16 +167,6 @@ def _lower_sampler(settings: Settings, model: Model, layout: Layout, batch: int)
 
 def _lower_weights(settings: Settings, model: Model, layout: Layout) -> jax.stages.Lowered:
     mesh = layout.mesh()
-    init = functools.partial(_random_weights, settings.network(model), settings.perturbation)
+    init = functools.partial(random_params, settings.network(model), settings.perturbation)
     where = sharding.replicated(mesh)
     return jax.jit(init, out_shardings=where).lower(settings.key(layout))
-
-
-def _random_weights(config: HybridConfig, perturbation: float, key: jax.Array):
-    """Fresh weights whose causal part has a say, as `benchmark.models.random_model` makes them on one device."""
-    params = nn.unbox(init_boxed_params(HybridTransformer(config), key))
-    if config.n_causal:
-        output_CxC = params["causal"]["output"]
-        noise_CxC = jax.random.normal(jax.random.fold_in(key, 1), output_CxC.shape, output_CxC.dtype)
-        params["causal"]["output"] = perturbation * noise_CxC / jnp.sqrt(output_CxC.shape[0])
-    return params
