@@ -8,7 +8,8 @@ An entry of --settings is plain:WINDOW or speculative:WINDOW:ROUNDS; WINDOW is t
 a whole number of tracks, "full", or FIRST..LAST for a linear window. ":tie_first" and the name of an order, as in
 speculative:0.04:8:confidence, may follow.
 --samplers=mdlm,llada:block=64,eb --sweep=steps=16:32:64,gamma=0.1:1 compares any samplers; those without an argument
-that the sweep names run through values of their own. --plot=samplers.svg draws quality against cost.
+that the sweep names run through values of their own. --plot=samplers.svg draws quality against cost, --texts=FOLDER
+keeps the samples for launch/judge.py.
 It is a program of one process, on one device: there is no --distributed.
 """
 
@@ -37,6 +38,7 @@ _SPLIT = flags.DEFINE_enum("split", "valid", report.SPLITS, "Which held-out text
 _WORD_LIST = flags.DEFINE_string("word_list", None, "Known words, one a line, instead of those of the training text.")
 _SEED = flags.DEFINE_integer("seed", 0, "Root of all random numbers.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the results, as JSON.")
+_TEXTS = flags.DEFINE_string("texts", None, "Folder for the samples and as much held-out text, for launch/judge.py.")
 _PLOT = flags.DEFINE_string("plot", None, "Picture of quality against NFE and seconds, such as samplers.svg.")
 
 
@@ -57,6 +59,7 @@ def main():
         split=_SPLIT.value,
         seed=_SEED.value,
         word_list=_WORD_LIST.value,
+        texts=_TEXTS.value,
     )
     # Printed here, and before it is written: a disk that has filled up meanwhile must not lose long work.
     print(json.dumps(results), flush=True)

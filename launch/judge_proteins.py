@@ -19,7 +19,7 @@ from absl import flags
 from launch import program
 from ssmd_jax.evaluation import proteins
 
-_SAMPLES = flags.DEFINE_string("samples", None, "FASTA of generated proteins.", required=True)
+_SAMPLES = flags.DEFINE_list("samples", None, "FASTA of generated proteins; several, sets of their own.", required=True)
 _NATURAL = flags.DEFINE_string("natural", None, "FASTA of held-out natural proteins.", required=True)
 _REFERENCE = flags.DEFINE_string("reference", None, "FASTA of the training split.", required=True)
 _NUM_SEQUENCES = flags.DEFINE_integer("num_sequences", 1000, "At most so many of each set.", lower_bound=1)

@@ -83,8 +83,8 @@ def draw(
         num_samples: how many.
         batch_size: rows of a batch; at most `num_samples` are used. The last batch is filled up with rows that are
             timed, and then dropped.
-        prompt: int `[length]`, the same for all samples.
-        prompt_mask: bool `[length]`, True where `prompt` gives the token.
+        prompt: int `[length]`, the same for all samples, or `[num_samples, length]`.
+        prompt_mask: bool of the same shape, True where `prompt` gives the token.
         lengths: int `[num_samples]`, tokens of each sample; None for `length` everywhere. Then every batch runs once
             before the clock starts: the largest window, which decides what is compiled, is that of its longest row.
 
@@ -100,15 +100,17 @@ def draw(
     batch_size = min(batch_size, num_samples)
     num_batches = -(-num_samples // batch_size)
     keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(np.arange(num_batches * batch_size))
-    shape = (batch_size, length)
     nothing = (np.zeros(length, np.int32), np.zeros(length, bool))
-    tokens_D, given_D = nothing if prompt is None else (prompt, prompt_mask)
+    tokens_NxD, given_NxD = (
+        np.resize(np.broadcast_to(x, (num_samples, length)), (num_batches * batch_size, length))
+        for x in (nothing if prompt is None else (prompt, prompt_mask))
+    )
     lengths_N = np.resize(length if lengths is None else lengths, num_batches * batch_size)
 
     sample = registry.sample_of(setting.sampler)
     extra = {} if setting.critic is None else {"critic": setting.critic}
 
-    def batch(n: int, given_D) -> SampleResult:
+    def batch(n: int, given_NxD) -> SampleResult:
         rows = slice(n * batch_size, (n + 1) * batch_size)
         return sample(
             model,
@@ -116,17 +118,17 @@ def draw(
             setting.config,
             batch_size=batch_size,
             length=length,
-            prompt=np.broadcast_to(tokens_D, shape),
-            prompt_mask=np.broadcast_to(given_D, shape) & (np.arange(length)[None] < lengths_N[rows, None]),
+            prompt=tokens_NxD[rows],
+            prompt_mask=given_NxD[rows] & (np.arange(length)[None] < lengths_N[rows, None]),
             lengths=lengths_N[rows],
             **extra,
         )
 
     for n in range(1 if lengths is None else num_batches):
-        jax.block_until_ready(batch(n, np.arange(length) > 0))
+        jax.block_until_ready(batch(n, np.broadcast_to(np.arange(length) > 0, given_NxD.shape)))
     results, began = [], time.perf_counter()
     for n in range(num_batches):
-        results.append(jax.block_until_ready(batch(n, given_D)))
+        results.append(jax.block_until_ready(batch(n, given_NxD)))
     seconds = (time.perf_counter() - began) / num_batches
     joined = jax.tree.map(lambda *parts: np.concatenate(parts)[:num_samples], *jax.device_get(results))
     return Drawn(joined, seconds)

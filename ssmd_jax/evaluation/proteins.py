@@ -7,6 +7,7 @@ with their letters shuffled, which keep lengths and composition and nothing else
 
 import math
 import os
+import pathlib
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -212,8 +213,11 @@ def _added(counts: list[np.ndarray], sequences: Sequence[str]) -> list[np.ndarra
 def table(judged: Sequence[Judged]) -> str:
     """The figures as text, a set a line."""
     columns = [name for name in Judged._fields[1:] if any(getattr(one, name) is not None for one in judged)]
-    head = f"{'set':<12}" + "".join(f"{name.replace('_', ' '):>24}" for name in columns)
-    return "\n".join([head] + [f"{one.name:<12}" + "".join(f"{_cell(one, c):>24}" for c in columns) for one in judged])
+    wide = max(12, *(len(one.name) + 2 for one in judged))
+    head = f"{'set':<{wide}}" + "".join(f"{name.replace('_', ' '):>24}" for name in columns)
+    return "\n".join(
+        [head] + [f"{one.name:<{wide}}" + "".join(f"{_cell(one, c):>24}" for c in columns) for one in judged]
+    )
 
 
 def _cell(judged: Judged, name: str) -> str:
@@ -226,12 +230,18 @@ def _cell(judged: Judged, name: str) -> str:
 
 
 def judge_files(
-    samples: str, natural: str, reference: str, *, num_sequences: int = 1000, workdir: str | None = None, **judges
+    samples: str | Sequence[str],
+    natural: str,
+    reference: str,
+    *,
+    num_sequences: int = 1000,
+    workdir: str | None = None,
+    **judges,
 ) -> dict[str, Any]:
-    """Judges a FASTA file of samples beside held-out natural proteins: what `launch/judge_proteins.py` does.
+    """Judges FASTA files of samples beside held-out natural proteins: what `launch/judge_proteins.py` does.
 
     Args:
-        samples: FASTA of generated proteins.
+        samples: FASTA of generated proteins; several are sets of their own, named as the files are.
         natural: FASTA of natural ones that no model was trained on.
         reference: FASTA of the training split.
         num_sequences: at most so many of each, spread evenly over the file.
@@ -244,10 +254,16 @@ def judge_files(
     Raises:
         ValueError, FileNotFoundError: for bad input, in one sentence.
     """
-    drawn, held_out = ([s for _, s in sources.read_sequences(path)] for path in (samples, natural))
-    count = min(num_sequences, len(drawn), len(held_out))
-    drawn, held_out = _spread(drawn, count), _spread(held_out, count)
-    sets = {"samples": drawn, "natural": held_out, "shuffled": shuffled(held_out)}
+    samples = [samples] if isinstance(samples, str) else samples
+    names = ["samples"] if len(samples) == 1 else [pathlib.Path(path).name.split(".fa")[0] for path in samples]
+    taken = {"natural", "shuffled"} if len(set(names)) == len(names) else set(names)
+    if taken & set(names):
+        raise ValueError(f"sets are named as their files, and {', '.join(sorted(taken & set(names)))} is taken twice")
+    *drawn, held_out = ([s for _, s in sources.read_sequences(path)] for path in (*samples, natural))
+    count = min(num_sequences, *map(len, drawn), len(held_out))
+    held_out = _spread(held_out, count)
+    sets = {name: _spread(one, count) for name, one in zip(names, drawn, strict=True)}
+    sets |= {"natural": held_out, "shuffled": shuffled(held_out)}
     model, tokenizer = (None, None) if workdir is None else ssmd_jax.load(os.path.expanduser(workdir))[:2]
     say = lambda text: print(text, file=sys.stderr, flush=True)
     judged = judge(sets, reference, model=model, tokenizer=tokenizer, progress=say, **judges)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -90,6 +91,7 @@ def evaluate(
     split: str = "valid",
     seed: int = 0,
     words: frozenset[str] | None = None,
+    texts: os.PathLike | str | None = None,
     progress: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
     """All figures of a model.
@@ -108,6 +110,7 @@ def evaluate(
         split: "valid" or "test": the text that all figures of held-out text are of.
         seed: of everything random here.
         words: known words; None for those of the training split.
+        texts: folder for the samples, as `write_texts`, and as much held-out text; None to keep none.
         progress: told of what is done.
 
     Returns:
@@ -160,6 +163,11 @@ def evaluate(
         words=words,
         progress=progress,
     )
+    if texts is not None:
+        write_texts(texts, "held_out", [tokenizer.decode(row) for row in reference])
+        for each in compared:
+            name = f"{each.row.sampler}_{each.row.setting}"
+            write_texts(texts, name, [tokenizer.decode(row) for row in each.tokens])
     progress(tables.samplers_table([each.row for each in compared]))
     for each in compared:
         if each.row.sampler == "speculative":
@@ -200,7 +208,7 @@ def evaluate_workdir(
         samplers: names of any samplers, as `settings.sweep_settings` reads them; None for none.
         sweep: what they run through, likewise.
         word_list: path of the known words; None for those of the training text.
-        **options: sizes, split and seed, as in `evaluate`.
+        **options: sizes, split, seed and texts, as in `evaluate`.
 
     Returns:
         As `evaluate`, and "workdir".
@@ -223,7 +231,9 @@ def evaluate_workdir(
     if samplers is not None:
         named = sweep_settings(samplers, sweep, experiment.sampling)
         settings += with_critics(named, lambda config: critic_of(config, model, workdir))
-    check_sizes(**{name: value for name, value in options.items() if name not in ("seed", "split")})
+    check_sizes(**{name: value for name, value in options.items() if name not in ("seed", "split", "texts")})
+    if options.get("texts") is not None:
+        os.makedirs(os.path.expanduser(options["texts"]), exist_ok=True)
     results = evaluate(
         model,
         tokenizer,
@@ -236,6 +246,22 @@ def evaluate_workdir(
         **options,
     )
     return {"workdir": str(workdir), **results}
+
+
+def write_texts(folder: os.PathLike | str, name: str, texts: Sequence[str]) -> pathlib.Path:
+    """Writes texts where `launch/judge.py` reads them: JSON with "samples".
+
+    Args:
+        folder: that is there.
+        name: of the texts; symbols that file names do not like become underscores.
+        texts: to write.
+
+    Returns:
+        The file.
+    """
+    file = pathlib.Path(os.path.expanduser(folder)) / (re.sub(r"[^\w.=+-]+", "_", name) + ".json")
+    file.write_text(json.dumps({"name": name, "samples": list(texts)}), encoding="utf-8")
+    return file
 
 
 def check_output(output: os.PathLike | str) -> None:

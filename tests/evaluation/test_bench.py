@@ -89,6 +89,17 @@ def test_prompt_is_kept():
     assert (drawn.result.status == 0).sum() == 5 * given.sum()
 
 
+def test_every_sample_has_a_prompt_of_its_own():
+    """Five samples in batches of four: the row that fills up the last batch shows nowhere."""
+    tokens = np.random.default_rng(0).integers(0, 4, (5, LENGTH))
+    given = np.random.default_rng(1).random((5, LENGTH)) < 0.5
+    drawn = bench.draw(
+        model(), SETTINGS[1], KEY, length=LENGTH, num_samples=5, batch_size=BATCH, prompt=tokens, prompt_mask=given
+    )
+    np.testing.assert_array_equal(drawn.result.tokens[given], tokens[given])
+    np.testing.assert_array_equal((drawn.result.status == 0).sum(axis=1), given.sum(axis=1))
+
+
 @pytest.mark.parametrize("name", ["num_samples", "batch_size"])
 def test_numbers_below_one(name):
     sizes = {"num_samples": 2, "batch_size": 2} | {name: 0}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ssmd_jax.data.pipeline import Records
-from ssmd_jax.evaluation import report
+from ssmd_jax.evaluation import judge, report
 from ssmd_jax.model.bound import HybridModel
 from tests.training import tiny
 
@@ -60,6 +60,13 @@ def test_bad_input_comes_before_work():
     for name in ("num_samples", "batch_size", "orders", "likelihood_sequences"):
         with pytest.raises(ValueError, match=f"^{name} must"):
             evaluate(data, **{name: -1})
+
+
+def test_texts_are_what_the_judge_reads(judged, tmp_path):
+    evaluate(dataclasses.replace(tiny.data(), valid=letters(1)), texts=tmp_path)
+    assert judge.read_texts(tmp_path / "held_out.json") == ["a" * tiny.LENGTH] * 4
+    file = report.write_texts(tmp_path, "speculative_0.04 x 8", ["one", "two"])
+    assert file.name == "speculative_0.04_x_8.json" and judge.read_texts(file) == ["one", "two"]
 
 
 def test_output(tmp_path, monkeypatch):

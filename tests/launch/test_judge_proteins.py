@@ -2,6 +2,7 @@
 
 import pytest
 
+from ssmd_jax.data import sources
 from ssmd_jax.evaluation import report
 from ssmd_jax.evaluation.protein_tools import write_fasta
 from ssmd_jax.training import loop
@@ -43,6 +44,49 @@ def test_drawn_proteins_are_judged(folder):
     programs.check_refused(missing, "there is no program nothing")
     programs.check_refused(empty, "none.fasta")
     programs.check_refused(alone, "samples")
+
+
+@pytest.mark.slow
+def test_sets_of_many_settings_are_drawn_and_judged(folder):
+    """Whole proteins, and scaffolds around a stretch of natural ones; the judge takes all sets at once."""
+    run, natural = f"--workdir={folder / 'run'}", folder / "natural.fasta"
+    common = [run, "--num_samples=4", "--batch_size=3", "--settings=plain:0.2,speculative:0.2:2"]
+    scaffolds = [*common, f"--output={folder / 'filled'}", f"--scaffolds={folder / 'short.fasta'}", "--keep=0.4"]
+    write_fasta(folder / "short.fasta", draw(9, 5, 8, 20))
+    whole, filled, few, share = programs.run(
+        "draw_proteins",
+        [
+            [*common, f"--output={folder / 'drawn'}", "--samplers=p2", "--sweep=steps=2"],
+            scaffolds,
+            [*scaffolds, "--num_samples=50"],
+            [*scaffolds, "--keep=1"],
+        ],
+    )
+    assert whole[0] == 0 and filled[0] == 0, (whole, filled)
+    programs.check_refused(few, "fewer than num_samples")
+    programs.check_refused(share, "keep must lie between")
+    index = programs.last_json(whole[1])
+    assert [one["sampler"] for one in index["sets"]] == ["plain", "speculative", "p2"] and index["natural"] is None
+    index = programs.last_json(filled[1])
+    assert all(0 <= one["recovery"]["value"] < 1 for one in index["sets"])
+    natural_ones = [s for _, s in sources.read_sequences(str(folder / "filled" / "natural.fasta"))]
+    for one in index["sets"]:
+        drawn = [s for _, s in sources.read_sequences(str(folder / "filled" / one["file"]))]
+        assert list(map(len, drawn)) == list(map(len, natural_ones))
+        kept = [longest_common_stretch(a, b) for a, b in zip(drawn, natural_ones, strict=True)]
+        assert all(size >= round(0.4 * len(s)) for size, s in zip(kept, natural_ones, strict=True))
+    files = ",".join(str(folder / "filled" / one["file"]) for one in index["sets"])
+    (judged,) = programs.run(
+        "judge_proteins", [[f"--samples={files}", f"--natural={natural}", f"--reference={folder / 'reference.fasta'}"]]
+    )
+    names = [one["name"] for one in programs.last_json(judged[1])["sets"]]
+    assert names == [one["file"].removesuffix(".fasta") for one in index["sets"]] + ["natural", "shuffled"]
+
+
+def longest_common_stretch(one, other):
+    """Letters of the longest run of places at which two sequences agree."""
+    runs = "".join(" x"[a == b] for a, b in zip(one, other, strict=True)).split()
+    return max(map(len, runs), default=0)
 
 
 def test_programs_for_text_refuse_proteins():
