@@ -16,7 +16,8 @@ from ssmd_jax.sampling.policy import Move, Policy, View, require, require_count
 
 @flax.struct.dataclass
 class _Level:
-    """The block in work, -1 before the first, and the first level that it has not been through; int32 scalars."""
+    """The block in work, -1 before the first, and the first level that it has not been through, or the last; int32
+    scalars."""
 
     block: jax.Array
     level: jax.Array
@@ -68,7 +69,8 @@ class Dilated(Policy):
             tokens_D=tokens_D,
             reveal_D=candidate_D & (next_D == level) & is_sure_D,
             remask_D=jnp.zeros_like(view.masked_D),
-            state=_Level(number, (level + 1).astype(jnp.int32)),
+            # A filter around this rule may leave masks behind the last level: that level is then gone through again.
+            state=_Level(number, jnp.minimum(level + 1, num_levels - 1).astype(jnp.int32)),
             priority_D=priority_D,
         )
 

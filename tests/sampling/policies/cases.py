@@ -67,6 +67,7 @@ POLICIES = {
     "dus, waiting": dilated.Dilated(block=7, base=2, threshold=0.5),
     "spaced eb": dilated.Spaced(inner=entropy_bounded.EntropyBounded(gamma=3.0), gap=4.0),
     "spaced threshold": dilated.Spaced(inner=confidence.Threshold(threshold=0.2, block=5), block=5),
+    "spaced dus, waiting": dilated.Spaced(inner=dilated.Dilated(block=7, threshold=0.9), block=7),
     "spaced remdm": dilated.Spaced(inner=remdm.Remdm(steps=8, eta=0.3), gap=4.0),
     "remdm cap": remdm.Remdm(steps=10, rule="cap", eta=0.2),
     "remdm rescale": remdm.Remdm(steps=10, rule="rescale", eta=0.4, skip=False),

@@ -3,10 +3,13 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from ssmd_jax.sampling import keys, policy
+from ssmd_jax.sampling.policies.dilated import Dilated, Spaced
+from ssmd_jax.sampling.policy import View
 from tests.sampling.policies import cases, twins
 from tests.sampling.policies.cases import BATCH, LENGTH, POLICIES
 
@@ -66,7 +69,7 @@ def test_tabular(name):
     kept = np.arange(BATCH) % 2 == 0
     mixed = {field: np.where(kept.reshape((-1,) + (1,) * (v.ndim - 1)), v, others[field]) for field, v in rows.items()}
     new_keys = keys.row_keys(jax.random.key(8), BATCH)
-    row_keys = jax.numpy.where(kept, keys.row_keys(KEY, BATCH), new_keys)
+    row_keys = jnp.where(kept, keys.row_keys(KEY, BATCH), new_keys)
     again = draw(model, chosen, AMPLE, row_keys, **mixed)
     for field in PER_ROW:
         np.testing.assert_array_equal(np.asarray(getattr(result, field))[kept], np.asarray(getattr(again, field))[kept])
@@ -114,3 +117,15 @@ def test_row_alone(name):
     cut = policy.sample(model, row_keys[2:3], chosen, batch_size=1, length=4, critic=critic, **short)
     np.testing.assert_array_equal(cut.tokens[0], result.tokens[2, :4])
     np.testing.assert_array_equal(cut.trunk_passes[0], result.trunk_passes[2])
+
+
+def test_dilated_ends_where_a_filter_drops_what_its_last_level_reveals():
+    """Nothing is sure of anything, and neighbours wait for each other: what the last level could not reveal is still
+    taken whatever its confidence."""
+    chosen, masked = Spaced(inner=Dilated(block=4, threshold=0.9), block=4), jnp.ones(4, bool)
+    step, state = jax.jit(chosen.step), chosen.init(masked, 5)
+    for moves in range(8):
+        view = View(KEY, jnp.int32(moves), jnp.zeros((4, 5)), jnp.full(4, 5), masked, jnp.zeros(4, bool), jnp.int32(4))
+        move = step(view, state)
+        masked, state = masked & ~move.reveal_D, move.state
+    assert not masked.any()

@@ -286,7 +286,7 @@ def dilated(policy, row, critic):
     scheduled = lambda level: [x for x in candidates if (x % policy.block) % strides[level] == 0]
     while not scheduled(level):
         level += 1
-    row.memory["level"] = level + 1
+    row.memory["level"] = min(level + 1, len(strides) - 1)
     tokens = row.draws(row.step_key())
     is_last = level == len(strides) - 1
     sure = lambda x: is_last or math.exp(row.confidence(x, tokens[x])) >= policy.threshold
