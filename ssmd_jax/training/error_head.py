@@ -8,6 +8,7 @@ case `s = 0`, which is what the head is shown when sampling. The trunk is frozen
 import os
 import pathlib
 import sys
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -16,85 +17,130 @@ import numpy as np
 import optax
 
 from ssmd_jax.data import pipeline
+from ssmd_jax.diffusion import loss as losses
 from ssmd_jax.diffusion import masking, orders
 from ssmd_jax.diffusion.speculation import categorical, shape_log_prob
 from ssmd_jax.model import weights
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.error_head import ErrorCritic, ErrorHead, error_logits
+from ssmd_jax.sampling.keys import fold_tracks
 from ssmd_jax.training import keys, loading
 from ssmd_jax.training.config import ExperimentConfig
+from ssmd_jax.training.step import row_lengths
 
 FILE = "error_head.safetensors"
 WARMUP = 20
+# Tracks whose drafts are drawn at a time.
+CHUNK = 64
+# Batches of held-out rows that the head is judged on.
+HELD_OUT = 4
 
 
 class Completed(NamedTuple):
     """Rows whose masks were filled from the draft, in order space.
 
     Attributes:
-        tokens_BxD: the complete rows.
+        tokens_BxD: the complete rows, padding as it was.
         positions_BxD: position of each track.
-        is_wrong_BxD: bool, tokens that are not the true ones; never a revealed one.
+        is_wrong_BxD: bool, tokens that are not the true ones; never a revealed one, nor padding.
+        lengths_B: of the rows; a NumPy array where all are full.
     """
 
     tokens_BxD: jax.Array
     positions_BxD: jax.Array
     is_wrong_BxD: jax.Array
+    lengths_B: Any
 
 
-def complete(model: HybridModel, tokens_BxD: jax.Array, key: jax.Array) -> Completed:
+def complete(model: HybridModel, tokens_BxD: jax.Array, key: jax.Array, padded: bool = False) -> Completed:
     """Masks true rows as the training loss does (METHOD.md section 4), and fills them at once from the draft.
+
+    The tracks are filled in chunks, so that no array of batch x length x vocabulary exists.
 
     Args:
         model: of the run.
-        tokens_BxD: int, full rows in sequence order.
+        tokens_BxD: int, rows in sequence order.
         key: of the batch.
+        padded: static, whether rows may end in padding with the mask id.
     """
     batch, length = tokens_BxD.shape
-    lengths_B = np.full(batch, length, np.int32)
+    lengths_B = row_lengths(tokens_BxD, model.num_tokens) if padded else np.full(batch, length, np.int32)
     order_BxD = orders.uniform_order(keys.row_keys(keys.stream(key, "order"), batch), jnp.asarray(lengths_B), length)
     revealed_B = masking.stratified_num_revealed(keys.stream(key, "reveal"), jnp.asarray(lengths_B))
     true_BxD = orders.to_order_space(tokens_BxD, order_BxD)
     context = model.trunk(true_BxD, order_BxD, revealed_B, lengths_B)
-    log_prob_BxDxV = shape_log_prob(model.draft_logits(context, jnp.zeros_like(revealed_B), length))
     row_keys_B = keys.row_keys(keys.stream(key, "draft"), batch)
-    draw_keys_BxD = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(row_keys_B, jnp.arange(length))
-    is_masked_BxD = jnp.arange(length)[None] >= revealed_B[:, None]
-    filled_BxD = jnp.where(is_masked_BxD, categorical(draw_keys_BxD, log_prob_BxDxV), true_BxD)
-    return Completed(filled_BxD, order_BxD, filled_BxD != true_BxD)
+    size = min(CHUNK, length)
+
+    def draw(start: jax.Array) -> jax.Array:
+        start_B = jnp.full(batch, start)
+        log_prob_BxSxV = shape_log_prob(model.draft_logits(context, start_B, size))
+        return categorical(fold_tracks(row_keys_B, start_B, size), log_prob_BxSxV)
+
+    drawn_NxBxS = jax.lax.map(draw, jnp.arange(0, length, size))
+    drawn_BxD = jnp.moveaxis(drawn_NxBxS, 0, 1).reshape(batch, -1)[:, :length]
+    is_masked_BxD = losses.masked_tracks(revealed_B, jnp.asarray(lengths_B), length)
+    filled_BxD = jnp.where(is_masked_BxD, drawn_BxD, true_BxD)
+    return Completed(filled_BxD, order_BxD, filled_BxD != true_BxD, lengths_B)
 
 
-def loss_fn(params, model: HybridModel, tokens_BxD: jax.Array, key: jax.Array) -> tuple[jax.Array, Any]:
-    """Binary cross entropy of the head, nats a token.
+def loss_fn(
+    params, model: HybridModel, tokens_BxD: jax.Array, key: jax.Array, padded: bool = False
+) -> tuple[jax.Array, Any]:
+    """Binary cross entropy of the head, nats a token; padding does not count.
 
     Args:
         params: of the head.
         model: of the run, frozen.
-        tokens_BxD: int, full rows in sequence order.
-        key: of the batch.
+        tokens_BxD, key, padded: as in `complete`.
 
     Returns:
-        The loss, and `(logits, labels)`, `[B, D]` each.
+        The loss, and `(logits, labels, counted)`, `[B, D]` each: the tokens that count are those of the rows.
     """
-    batch, length = tokens_BxD.shape
-    done = complete(model, tokens_BxD, key)
-    lengths_B = np.full(batch, length, np.int32)
-    h_BxDxC, _, _ = model.hidden(done.tokens_BxD, done.positions_BxD, jnp.asarray(lengths_B), lengths_B)
+    done = complete(model, tokens_BxD, key, padded)
+    lengths_B = jnp.asarray(done.lengths_B)
+    h_BxDxC, _, _ = model.hidden(done.tokens_BxD, done.positions_BxD, lengths_B, done.lengths_B)
     logits_BxD = error_logits(params, jax.lax.stop_gradient(h_BxDxC))
     losses_BxD = optax.sigmoid_binary_cross_entropy(logits_BxD, done.is_wrong_BxD.astype(jnp.float32))
-    return jnp.mean(losses_BxD), (logits_BxD, done.is_wrong_BxD)
+    counted_BxD = jnp.arange(tokens_BxD.shape[1])[None] < lengths_B[:, None]
+    return jnp.mean(losses_BxD, where=counted_BxD), (logits_BxD, done.is_wrong_BxD, counted_BxD)
 
 
-def make_train_step(model: HybridModel, optimizer: optax.GradientTransformation):
+def make_train_step(model: HybridModel, optimizer: optax.GradientTransformation, padded: bool = False):
     """The step `(params, optimizer state, tokens [B, D], key) -> (params, optimizer state, loss)`, jitted."""
 
     @jax.jit
     def step(model, params, opt_state, tokens_BxD, key):
-        (loss, _), gradient = jax.value_and_grad(loss_fn, has_aux=True)(params, model, tokens_BxD, key)
+        differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, _), gradient = differentiate(params, model, tokens_BxD, key, padded)
         updates, opt_state = optimizer.update(gradient, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
     return lambda params, opt_state, tokens_BxD, key: step(model, params, opt_state, tokens_BxD, key)
+
+
+def judge(params, model: HybridModel, batches: Iterable[np.ndarray], key: jax.Array, padded: bool = False) -> dict:
+    """What the head knows of held-out rows, a batch at a time: see `train`.
+
+    Args:
+        params, model, padded: as in `loss_fn`.
+        batches: int `[B, D]` each.
+        key: of all of them.
+    """
+    evaluate = jax.jit(loss_fn, static_argnames="padded")
+    judged = [
+        jax.device_get(evaluate(params, model, tokens_BxD, jax.random.fold_in(key, n), padded=padded)[1])
+        for n, tokens_BxD in enumerate(batches)
+    ]
+    logits_N, is_wrong_N = (np.concatenate([one[field][one[2]] for one in judged]) for field in (0, 1))
+    losses_N = optax.sigmoid_binary_cross_entropy(logits_N, is_wrong_N.astype(np.float32))
+    share = float(is_wrong_N.mean())
+    return {
+        "loss": float(np.mean(losses_N)),
+        "loss_of_the_share": float(-sum(p * np.log(p) for p in (share, 1 - share) if p > 0)),
+        "share_wrong": share,
+        "ranking_quality": ranking_quality(logits_N, is_wrong_N),
+    }
 
 
 def ranking_quality(logits: np.ndarray, is_wrong: np.ndarray) -> float:
@@ -147,7 +193,8 @@ def train(
     params = ErrorHead(hidden).init(keys.stream(key, "init"), jnp.zeros((1, 1, model.config.width)))["params"]
     schedule = optax.warmup_cosine_decay_schedule(0.0, learning_rate, min(WARMUP, steps), steps + 1)
     optimizer = optax.adamw(schedule)
-    step, opt_state = make_train_step(model, optimizer), optimizer.init(params)
+    padded = experiment.data.rows == "sequences"
+    step, opt_state = make_train_step(model, optimizer, padded), optimizer.init(params)
     batches = pipeline.train_batches(data.train, global_batch_size=batch_size, seed=seed)
     for n in range(steps):
         params, opt_state, loss = step(params, opt_state, next(batches), jax.random.fold_in(key, n))
@@ -157,19 +204,9 @@ def train(
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(params)):
         raise ValueError("the error head has become infinite: lower learning_rate")
     weights.save(folder / FILE, params, "float32")
-    judged = jax.jit(loss_fn)
-    rows = data.valid[np.arange(min(4 * batch_size, len(data.valid))) * len(data.valid) // (4 * batch_size)]
-    loss, (logits_BxD, is_wrong_BxD) = jax.device_get(judged(params, model, rows, keys.stream(key, "valid")))
-    share = float(is_wrong_BxD.mean())
-    entropy = -sum(p * np.log(p) for p in (share, 1 - share) if p > 0)
-    return {
-        "output": str(folder / FILE),
-        "steps": steps,
-        "loss": float(loss),
-        "loss_of_the_share": float(entropy),
-        "share_wrong": share,
-        "ranking_quality": ranking_quality(logits_BxD, is_wrong_BxD),
-    }
+    held_out = pipeline.eval_batches(data.valid, batch_size=min(batch_size, len(data.valid)), num_batches=HELD_OUT)
+    figures = judge(params, model, held_out, keys.stream(key, "valid"), padded)
+    return {"output": str(folder / FILE), "steps": steps, **figures}
 
 
 def load(workdir: os.PathLike | str, model: HybridModel) -> ErrorCritic:

@@ -45,6 +45,57 @@ def test_rows_are_completed_from_the_draft():
 
 
 @pytest.mark.slow
+def test_padding_is_neither_filled_nor_counted():
+    """Padded rows are masked, filled and judged as the same rows without their padding, whatever else is behind."""
+    model, true = network(), tokens(6, seed=3)
+    lengths = np.array([8, 3, 5, 1, 8, 2])
+    padded = np.where(np.arange(LENGTH)[None] < lengths[:, None], true, NETWORK.num_tokens).astype(np.int32)
+    complete, loss_fn = (jax.jit(f, static_argnames="padded") for f in (error_head.complete, error_head.loss_fn))
+    done = complete(model, padded, jax.random.key(1), padded=True)
+    behind = np.arange(LENGTH)[None] >= lengths[:, None]
+    np.testing.assert_array_equal(done.lengths_B, lengths)
+    assert (np.asarray(done.tokens_BxD) == NETWORK.num_tokens).tolist() == behind.tolist()
+    assert not np.asarray(done.is_wrong_BxD)[behind].any() and np.asarray(done.is_wrong_BxD).any()
+
+    wide = np.pad(padded, ((0, 0), (0, 5)), constant_values=NETWORK.num_tokens)
+    params = jax.tree.map(lambda x: x + 0.1 * jnp.cos(jnp.arange(x.size)).reshape(x.shape), head())
+    narrow, other = (loss_fn(params, model, rows, jax.random.key(1), padded=True) for rows in (padded, wide))
+    assert float(narrow[0]) == pytest.approx(float(other[0]), rel=1e-5)
+    logits, labels, counted = (np.asarray(x) for x in narrow[1])
+    np.testing.assert_array_equal(counted, ~behind)
+    expected = optax.sigmoid_binary_cross_entropy(logits[counted], labels[counted].astype(np.float32))
+    assert float(narrow[0]) == pytest.approx(float(np.mean(expected)), rel=1e-5)
+
+
+@pytest.mark.slow
+def test_tracks_are_filled_in_chunks(monkeypatch):
+    """Whatever the size of a chunk the draws are the same, and no array holds logits of a whole row."""
+    model, true = network(), tokens(4)
+    expected = jax.jit(error_head.complete)(model, true, jax.random.key(1))
+    monkeypatch.setattr(error_head, "CHUNK", 3)
+    # A function of its own: jit has compiled the other.
+    chunked = lambda *args: error_head.complete(*args)
+    np.testing.assert_array_equal(jax.jit(chunked)(model, true, jax.random.key(1)).tokens_BxD, expected.tokens_BxD)
+    shape = f"[4,{LENGTH},{NETWORK.num_tokens}]"
+    assert shape not in str(jax.make_jaxpr(chunked)(model, true, jax.random.key(1)))
+
+
+@pytest.mark.slow
+def test_all_held_out_rows_are_judged():
+    """Rows of three batches, each its own; the figures are those of all their tokens."""
+    model, rows = network(), tokens(6, seed=1)
+    assert len(np.unique(rows[:, 0])) > 2
+    found = error_head.judge(head(), model, rows.reshape(3, 2, LENGTH), jax.random.key(0))
+    complete = jax.jit(error_head.complete)
+    wrong = [
+        np.asarray(complete(model, two, jax.random.fold_in(jax.random.key(0), n)).is_wrong_BxD)
+        for n, two in enumerate(rows.reshape(3, 2, LENGTH))
+    ]
+    assert found["share_wrong"] == pytest.approx(np.mean(wrong)) and found["loss"] == pytest.approx(math.log(2), 1e-4)
+    assert found["ranking_quality"] == pytest.approx(0.5)
+
+
+@pytest.mark.slow
 def test_head_starts_blind_and_learns():
     model, params = network(), head()
     loss, _ = error_head.loss_fn(params, model, tokens(64), jax.random.key(0))
