@@ -48,15 +48,9 @@ def pfam_hits(sequences: Sequence[str], profiles: os.PathLike | str, cpus: int =
     Raises:
         ValueError: where the package pyhmmer or the file is missing, or the file holds no profiles.
     """
-    try:
-        from pyhmmer import easel, hmmsearch, plan7
-    except ImportError:
-        raise ValueError(
-            'the share with a Pfam hit needs the package pyhmmer: pip install "ssmd_jax[proteins]"'
-        ) from None
-    path = pathlib.Path(profiles).expanduser()
-    if not path.is_file():
-        raise ValueError(f"there are no profiles at {path}; give a file of HMMER profiles")
+    path = find_profiles(profiles)
+    from pyhmmer import easel, hmmsearch, plan7
+
     alphabet = easel.Alphabet.amino()
     block = easel.DigitalSequenceBlock(
         alphabet,
@@ -78,6 +72,24 @@ def pfam_hits(sequences: Sequence[str], profiles: os.PathLike | str, cpus: int =
     if not count:
         raise ValueError(f"the profiles {path} are none; give a file of HMMER profiles")
     return is_hit_N
+
+
+def find_profiles(profiles: os.PathLike | str) -> pathlib.Path:
+    """The path of HMMER profiles that can be searched with.
+
+    Raises:
+        ValueError: where the package pyhmmer or the file is missing.
+    """
+    try:
+        import pyhmmer  # noqa: F401, it is there
+    except ImportError:
+        raise ValueError(
+            'the share with a Pfam hit needs the package pyhmmer: pip install "ssmd_jax[proteins]"'
+        ) from None
+    path = pathlib.Path(profiles).expanduser()
+    if not path.is_file():
+        raise ValueError(f"there are no profiles at {path}; give a file of HMMER profiles")
+    return path
 
 
 def _name(number: int):
@@ -160,6 +172,21 @@ def write_fasta(path: os.PathLike | str, sequences: Iterable[str]) -> None:
             file.write(f">{number}\n{sequence}\n")
 
 
+def find_esmfold(folder: os.PathLike | str) -> None:
+    """Looks for ESMFold before any work.
+
+    Raises:
+        ValueError: where the packages torch and transformers are missing, or the folder.
+    """
+    try:
+        import torch  # noqa: F401, it is there
+        import transformers  # noqa: F401
+    except ImportError:
+        raise ValueError("pLDDT needs the packages torch and transformers: pip install torch transformers") from None
+    if not pathlib.Path(folder).expanduser().is_dir():
+        raise ValueError(f"there is no ESMFold at {folder}; give the folder of its weights")
+
+
 def mean_plddt(
     sequences: Sequence[str], folder: os.PathLike | str, progress: Callable[[str], None] | None = None
 ) -> np.ndarray:
@@ -176,13 +203,10 @@ def mean_plddt(
     Raises:
         ValueError: where the packages torch and transformers are missing, or the weights cannot be read.
     """
-    try:
-        import torch
-        import transformers
-    except ImportError:
-        raise ValueError("pLDDT needs the packages torch and transformers: pip install torch transformers") from None
-    if not pathlib.Path(folder).expanduser().is_dir():
-        raise ValueError(f"there is no ESMFold at {folder}; give the folder of its weights")
+    find_esmfold(folder)
+    import torch
+    import transformers
+
     try:
         model = transformers.EsmForProteinFolding.from_pretrained(os.path.expanduser(folder), local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:

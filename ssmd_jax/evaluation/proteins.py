@@ -92,34 +92,46 @@ def divergence(counts_W: np.ndarray, other_W: np.ndarray) -> float:
     return (part(p_W) + part(q_W)) / 2
 
 
+@jax.jit
+def _last_nll(model, tokens_BxD, positions_BxD, lengths_B):
+    """Nats of the last track of each row, all others given, `[B]`."""
+    context = model.trunk(tokens_BxD, positions_BxD, lengths_B - 1, lengths_B)
+    logits_BxV = model.draft_logits(context, lengths_B - 1, 1)[:, 0]
+    last_Bx1 = jnp.take_along_axis(tokens_BxD, lengths_B[:, None] - 1, axis=1)
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), last_Bx1, axis=1)[:, 0]
+
+
 def pseudo_nll(
-    model, tokenizer: Tokenizer, sequences: Sequence[str], *, positions: int = 8, batch_size: int = 64, seed: int = 0
+    model,
+    tokenizer: Tokenizer,
+    sequences: Sequence[str],
+    *,
+    positions: int = 8,
+    batch_size: int = 64,
+    seed: int = 0,
+    width: int | None = None,
 ) -> np.ndarray:
     """Mean negative log likelihood of single letters under the trunk, all others of the sequence given.
+
+    Letters outside the alphabet, such as the X of natural proteins, are given and never judged: no model draws them.
 
     Args:
         model: satisfies `ssmd_jax.sampling.interface.SpeculativeModel`.
         tokenizer: of the model.
-        sequences: amino acids.
+        sequences: amino acids, at least one of the alphabet in each.
         positions: letters of each sequence that are judged, drawn with replacement: the mean is that of all.
         batch_size: rows computed at a time.
         seed: of the positions.
+        width: letters that rows are padded to; None for the longest. Another one compiles anew.
 
     Returns:
         float64 nats `[N]`.
     """
     rng = np.random.default_rng(seed)
-    rows = [(n, position) for n, s in enumerate(sequences) for position in rng.integers(0, len(s), positions)]
-    longest = max(map(len, sequences))
+    known = [np.flatnonzero([letter in LETTERS for letter in sequence]) for sequence in sequences]
+    rows = [(n, k[which]) for n, k in enumerate(known) for which in rng.integers(0, len(k), positions)]
+    longest = max(map(len, sequences)) if width is None else width
     ids = [tokenizer.encode(sequence) for sequence in sequences]
-
-    @jax.jit
-    def last_nll(model, tokens_BxD, positions_BxD, lengths_B):
-        context = model.trunk(tokens_BxD, positions_BxD, lengths_B - 1, lengths_B)
-        logits_BxV = model.draft_logits(context, lengths_B - 1, 1)[:, 0]
-        last_Bx1 = jnp.take_along_axis(tokens_BxD, lengths_B[:, None] - 1, axis=1)
-        return -jnp.take_along_axis(jax.nn.log_softmax(logits_BxV), last_Bx1, axis=1)[:, 0]
-
     nll = []
     for first in range(0, len(rows), batch_size):
         part = rows[first : first + batch_size]
@@ -131,7 +143,7 @@ def pseudo_nll(
             order = np.r_[np.delete(np.arange(len(ids[n])), position), position]
             tokens_BxD[row, : len(order)], positions_BxD[row, : len(order)] = ids[n][order], order
         lengths_B = np.array([len(ids[n]) for n, _ in part], np.int32)
-        nll.append(last_nll(model, tokens_BxD, positions_BxD.astype(np.int32), jnp.asarray(lengths_B)))
+        nll.append(_last_nll(model, tokens_BxD, positions_BxD.astype(np.int32), jnp.asarray(lengths_B)))
     nll_R = np.concatenate(jax.device_get(nll))[: len(rows)].astype(np.float64)
     return nll_R.reshape(len(sequences), positions).mean(axis=1)
 
@@ -168,14 +180,20 @@ def judge(
         progress: told of every set when it is done.
 
     Raises:
-        ValueError: for an empty set or sequence, before any work, and where a judge is missing.
+        ValueError: for an empty set or sequence, or a judge that is missing, before any work; where one fails.
         FileNotFoundError: where the reference is.
     """
     for name, sequences in sets.items():
         if not sequences or not all(sequences):
             raise ValueError(f"the set {name} holds {'an empty sequence' if sequences else 'no sequences'}")
+        if not all(set(sequence) & set(LETTERS) for sequence in sequences):
+            raise ValueError(f"the set {name} holds a sequence without any of the letters {LETTERS}")
+    if profiles is not None:
+        protein_tools.find_profiles(profiles)
     if mmseqs is not None:
         protein_tools.find_mmseqs(mmseqs)
+    if esmfold is not None:
+        protein_tools.find_esmfold(esmfold)
     natural = [np.zeros(len(LETTERS) ** size, np.int64) for size in (1, WORD)]
     batch = []
     for _, sequence in sources.read_sequences(os.fspath(reference)):
@@ -183,6 +201,7 @@ def judge(
         if len(batch) == 10_000:
             natural, batch = _added(natural, batch), []
     natural = _added(natural, batch)
+    longest = max(len(sequence) for sequences in sets.values() for sequence in sequences)
     judged = []
     for name, sequences in sets.items():
         figures: dict[str, Any] = {}
@@ -194,7 +213,7 @@ def judge(
             figures["novelty"], figures["unknown"] = mean(1.0 - nearest.identity_N), mean(~nearest.is_found_N)
             figures["diversity"] = protein_tools.count_clusters(sequences, mmseqs) / len(sequences)
         if model is not None:
-            nll_N = pseudo_nll(model, tokenizer, sequences, positions=positions, seed=seed)
+            nll_N = pseudo_nll(model, tokenizer, sequences, positions=positions, seed=seed, width=longest)
             figures["pseudo_perplexity"] = perplexity(nll_N)
         if esmfold is not None:
             figures["plddt"] = mean(protein_tools.mean_plddt(sequences, esmfold, progress))
@@ -256,9 +275,9 @@ def judge_files(
     """
     samples = [samples] if isinstance(samples, str) else samples
     names = ["samples"] if len(samples) == 1 else [pathlib.Path(path).name.split(".fa")[0] for path in samples]
-    taken = {"natural", "shuffled"} if len(set(names)) == len(names) else set(names)
-    if taken & set(names):
-        raise ValueError(f"sets are named as their files, and {', '.join(sorted(taken & set(names)))} is taken twice")
+    repeated = sorted({name for name in names if names.count(name) > 1 or name in ("natural", "shuffled")})
+    if repeated:
+        raise ValueError(f"sets are named as their files, and {', '.join(repeated)} is taken twice")
     *drawn, held_out = ([s for _, s in sources.read_sequences(path)] for path in (*samples, natural))
     count = min(num_sequences, *map(len, drawn), len(held_out))
     held_out = _spread(held_out, count)

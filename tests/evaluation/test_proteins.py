@@ -67,6 +67,20 @@ def test_pseudo_nll_is_the_mean_over_masked_letters():
     )
 
 
+@pytest.mark.slow
+def test_letters_that_no_model_draws_are_given_and_not_judged():
+    """X, B, U and others stand in natural proteins; what is judged beside them sees them."""
+    esm2 = tokenizers.make_tokenizer("esm2")
+    ids, nll = np.r_[0, esm2.encode("MXKXXL"), 2], []
+    for position in (1, 3, 6):
+        masked = ids.copy()
+        masked[position] = 32
+        logits_20 = twin_logits(tensors(), masked)[position, 4:24]
+        nll.append(np.log(np.exp(logits_20).sum()) - logits_20[ids[position] - 4])
+    found = proteins.pseudo_nll(model(), esm2, ["MXKXXL"], positions=30, batch_size=8, seed=3, width=9)
+    np.testing.assert_allclose(found, np.mean(np.array(nll)[np.random.default_rng(3).integers(0, 3, 30)]), rtol=1e-4)
+
+
 @pytest.fixture
 def files(tmp_path):
     paths = {}
@@ -101,3 +115,21 @@ def test_empty_sets_are_refused(files):
         proteins.judge({"samples": []}, files["reference"])
     with pytest.raises(ValueError, match="the set samples holds an empty sequence"):
         proteins.judge({"samples": ["MK", ""]}, files["reference"])
+    with pytest.raises(ValueError, match="the set samples holds a sequence without any of the letters"):
+        proteins.judge({"samples": ["MK", "XX"]}, files["reference"])
+
+
+@pytest.mark.parametrize("judge", ["profiles", "mmseqs", "esmfold"])
+def test_a_missing_judge_is_said_before_any_work(files, judge, monkeypatch):
+    monkeypatch.setattr(proteins.sources, "read_sequences", lambda path: pytest.fail("the reference was read"))
+    with pytest.raises(ValueError, match=r"needs? |there (is|are) no"):
+        proteins.judge({"samples": ["MK"]}, files["reference"], **{judge: "/nowhere"})
+
+
+@pytest.mark.slow
+def test_sets_are_judged_by_one_program(files):
+    """Whatever their lengths: a set more compiles nothing."""
+    sets = {"long": draw(2, longest=45), "short": draw(3, 1, shortest=5, longest=12)}
+    before = proteins._last_nll._cache_size()
+    proteins.judge(sets, files["reference"], model=model(), tokenizer=tokenizers.make_tokenizer("esm2"), positions=1)
+    assert proteins._last_nll._cache_size() == before + 1
