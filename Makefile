@@ -21,7 +21,7 @@ test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests
 
 test-slow: $(VENV)/.installed
-	$(BIN)/python -m pytest -q -m slow tests
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m slow tests
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .
