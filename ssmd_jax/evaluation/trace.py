@@ -64,10 +64,18 @@ def visible(text: str) -> str:
     return "".join(symbol if symbol.isprintable() else "⏎" if symbol == "\n" else "�" for symbol in text) or "∅"
 
 
+def one_row(result: SampleResult, tokenizer: Tokenizer, row: int) -> SampleResult:
+    """A row by itself, as NumPy arrays `[1, ...]`, without the padding behind its end."""
+    one = jax.tree.map(lambda values: np.asarray(values)[row : row + 1], result)
+    # Padding holds the mask id; its positions and its tracks come last.
+    length = int(np.sum(one.tokens < tokenizer.num_tokens))
+    return jax.tree.map(lambda values: values[:, :length] if values.ndim == 2 else values, one)
+
+
 def frames(
     result: SampleResult, tokenizer: Tokenizer, trunk_cost: float, verify_cost: float, *, row: int = 0
 ) -> Iterator[Frame]:
-    """The history of one row of full length.
+    """The history of one row.
 
     Args:
         result: samples of `speculative.sample` or `ancestral.sample`.
@@ -79,7 +87,7 @@ def frames(
     Yields:
         Pass 0, the prompt, where there is one, and then every pass.
     """
-    one = jax.tree.map(lambda values: np.asarray(values)[row : row + 1], result)
+    one = one_row(result, tokenizer, row)
     order, status, rejected = one.order[0], one.status[0], one.rejected_token[0]
     piece = lambda token: visible(tokenizer.decode([token]))
     pieces = [piece(token) for token in one.tokens[0]]
@@ -132,7 +140,7 @@ def show(
         for line in _lines(frame.cells, max(console.width - 2, 8), colour):
             write(line)
     write("sample")
-    write("  " + tokenizer.decode(np.asarray(result.tokens)[row]))
+    write("  " + tokenizer.decode(one_row(result, tokenizer, row).tokens[0]))
 
 
 def _legend(colour: bool) -> Text:

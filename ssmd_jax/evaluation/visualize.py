@@ -27,9 +27,8 @@ TEMPLATE = "visualize.html"
 # Where the data go: inside a script element of a type that no browser runs.
 PLACEHOLDER = "__DATA__"
 NAMES = {GIVEN: "given", ACCEPTED: "accepted", REPLACED: "replaced", UNVERIFIED: "unverified"}
-# Orders that are settled before the first pass; the others move the masked tracks at every pass.
 # What only the speculative sampler reads.
-VERIFIER_FIELDS = ("verify_rounds", "draft_temperature", "tie_first")
+VERIFIER_FIELDS = ("verify_rounds", "draft_temperature", "tie_first", "confidence_stop")
 IFRAME_HEIGHT = 720
 
 
@@ -78,7 +77,7 @@ def content(
     """What the page shows.
 
     Args:
-        result: samples, rows of full length.
+        result: samples.
         tokenizer: of the model.
         setting: that they were drawn with.
         trunk_cost: NFE of a trunk pass.
@@ -92,7 +91,7 @@ def content(
     result = jax.device_get(result)
     samples = [
         {
-            "text": tokenizer.decode(result.tokens[row]),
+            "text": tokenizer.decode(trace.one_row(result, tokenizer, row).tokens[0]),
             "nfe": float(result.nfe[row]),
             **{
                 name: int(getattr(result, name)[row])
@@ -122,7 +121,8 @@ def _passes(
     drafted too but that verification did not reach, so that they are masked again; None where the result does not
     tell: under a budget, which merges windows, and in adaptive orders, which move the masked tracks at every pass.
     """
-    order_D, status_D = result.order[row], result.status[row]
+    one = trace.one_row(result, tokenizer, row)
+    order_D, status_D = one.order[0], one.status[0]
     windows = _windows(setting.config, len(order_D))
     passes, end = [], 0
     frames = list(trace.frames(result, tokenizer, trunk_cost, verify_cost, row=row))
@@ -130,7 +130,7 @@ def _passes(
         frames.insert(0, trace.Frame(0, 0, 0.0, ()))
     for frame in frames:
         start, verify_round, revealed = end, 1, []
-        end = int(np.sum(result.revealed_in[row] <= frame.number))
+        end = int(np.sum(one.revealed_in[0] <= frame.number))
         for track in range(start, end):
             position, status = int(order_D[track]), int(status_D[track])
             cell = frame.cells[position]

@@ -106,6 +106,20 @@ def test_some_drafts_are_not_reached():
     assert any(dropped)
 
 
+@pytest.mark.slow
+def test_a_short_row_is_shown_as_on_a_canvas_of_its_own():
+    """Padding is nothing that was given, and no draft: windows are those of the row's length."""
+    draw = lambda length, lengths: speculative.sample(
+        model(), jax.random.key(0), CASES["one round"][1], batch_size=BATCH, length=length, lengths=lengths
+    )
+    short, alone = (
+        visualize.content(result, TOKENIZER, setting("one round"), model().trunk_cost, model().verify_cost)
+        for result in (draw(LENGTH, [5] * BATCH), draw(5, None))
+    )
+    assert short == alone and any(each["dropped"] for sample in short["samples"] for each in sample["passes"])
+    assert all(len(sample["text"]) == 5 and not sample["passes"][0]["revealed"] for sample in short["samples"])
+
+
 class Elements(html.parser.HTMLParser):
     """Names and attributes of a page's elements, and the texts of its scripts."""
 
