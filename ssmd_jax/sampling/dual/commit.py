@@ -4,6 +4,7 @@ Ties go to the lower position. A rule is a frozen dataclass, compiled into the l
 """
 
 import dataclasses
+import math
 from typing import Protocol
 
 import jax
@@ -24,6 +25,15 @@ class Commit(Protocol):
             key: of this row and pass.
         """
         ...
+
+
+def require_number(rule, field: str, least: float = -math.inf, most: float = math.inf) -> None:
+    """Raises `ValueError` unless a rule's field is a finite number within its bounds."""
+    value = getattr(rule, field)
+    if not isinstance(value, int | float) or not math.isfinite(value) or not least <= value <= most:
+        bounds = {"at least": least, "at most": most}
+        said = "".join(f", {word} {bound:g}" for word, bound in bounds.items() if math.isfinite(bound))
+        raise ValueError(f"{type(rule).__name__}: {field} must be a finite number{said}, got {value!r}")
 
 
 def ranks(score_b: jax.Array, candidate_b: jax.Array) -> jax.Array:
@@ -52,6 +62,10 @@ class Threshold:
 
     tau: float = 0.9
 
+    def __post_init__(self):
+        # Unbounded: scores may be entropies, or noisy.
+        require_number(self, "tau")
+
     def choose(self, score_b, candidate_b, step, steps, key):
         return best(score_b, candidate_b, 1) | (candidate_b & (score_b >= self.tau))
 
@@ -69,6 +83,9 @@ class Factor:
 
     factor: float = 1.0
     paper: bool = False
+
+    def __post_init__(self):
+        require_number(self, "factor", least=0)
 
     def choose(self, score_b, candidate_b, step, steps, key):
         place_b, count = ranks(score_b, candidate_b), jnp.sum(candidate_b)
@@ -88,6 +105,9 @@ class Timesteps:
 
     eps: float = 1e-3
 
+    def __post_init__(self):
+        require_number(self, "eps", least=0, most=1)
+
     def choose(self, score_b, candidate_b, step, steps, key):
         count = jnp.floor(jnp.sum(candidate_b) * _share(self.eps, step, steps)).astype(jnp.int32)
         return best(score_b, candidate_b, jnp.where(step >= steps - 1, score_b.shape[0], count))
@@ -98,6 +118,9 @@ class Origin:
     """Dream's "origin": each masked token by itself with probability `1 - s / t`; the last step commits the rest."""
 
     eps: float = 1e-3
+
+    def __post_init__(self):
+        require_number(self, "eps", least=0, most=1)
 
     def choose(self, score_b, candidate_b, step, steps, key):
         drawn_b = jax.vmap(lambda n: jax.random.uniform(jax.random.fold_in(key, n)))(jnp.arange(score_b.shape[0]))

@@ -19,7 +19,8 @@ class Proposal:
 
     Attributes:
         temperature: of the tokens: Gumbel noise times it is added to the logits; 0 takes the first maximum.
-        top_p, top_k: tokens outside the nucleus, or behind the `top_k` likeliest, are not proposed; 1 and 0 keep all.
+        top_p, top_k: tokens outside the nucleus, or behind the `top_k` likeliest, are not proposed; 1 and 0 keep all,
+            as does a `top_k` beyond the vocabulary.
         score: "confidence" is the network's probability of the token at temperature 1 (LLaDA's low-confidence
             remasking); "shaped_confidence" that after temperature, top_p and top_k (Dream's maskgit_plus); "margin" the
             probability of the likeliest less that of the second (topk_margin) and "entropy" the negative entropy, both
@@ -44,8 +45,12 @@ class Proposal:
             raise ValueError(f"score must be one of {', '.join(SCORES)}, got {self.score!r}")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must lie in (0, 1], got {self.top_p!r}")
-        if self.top_k < 0 or not isinstance(self.top_k, int):
+        if not _is_count(self.top_k):
             raise ValueError(f"top_k must be a whole number of at least 0, got {self.top_k!r}")
+        for name in ("banned", "late"):
+            ids = getattr(self, name)
+            if not isinstance(ids, tuple) or not all(map(_is_count, ids)):
+                raise ValueError(f"{name} must be a tuple of token ids, got {ids!r}")
         for name in ("temperature", "position_temperature"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be at least 0 and finite, got {getattr(self, name)!r}")
@@ -91,9 +96,13 @@ class Proposal:
         """Log-probabilities after temperature, top_p, then top_k."""
         shaped = shape_log_prob(logits_BxTxV, self.temperature or 1.0, None if self.top_p == 1 else self.top_p)
         if self.top_k:
-            least = jax.lax.top_k(shaped, self.top_k)[0][..., -1:]
+            least = jax.lax.top_k(shaped, min(self.top_k, shaped.shape[-1]))[0][..., -1:]
             shaped = jax.nn.log_softmax(jnp.where(shaped >= least, shaped, -jnp.inf))
         return shaped
+
+
+def _is_count(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def log_prob_of(logits_BxTxV: jax.Array, tokens_BxT: jax.Array) -> jax.Array:

@@ -10,6 +10,8 @@ from typing import NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 
+from ssmd_jax.sampling.dual.commit import require_number
+
 
 class Evidence(NamedTuple):
     """What a rule sees of a block. Positions that are not drafted hold anything.
@@ -52,6 +54,11 @@ class Rule(Protocol):
 class _Rule:
     needs_verifier = True
     needs_distribution = False
+
+    def __post_init__(self):
+        # All fields of these rules are thresholds.
+        for field in dataclasses.fields(self):
+            require_number(self, field.name, least=0)
 
 
 @dataclasses.dataclass(frozen=True)

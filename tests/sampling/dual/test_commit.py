@@ -51,3 +51,17 @@ def test_schedule_adds_up():
         for step in range(steps):
             left &= ~commit.Fixed().choose(jnp.arange(8.0), left, step, steps, KEY)
         assert not left.any()
+
+
+@pytest.mark.parametrize(
+    ("rule", "field", "value"),
+    [
+        (commit.Threshold, "tau", float("nan")),
+        (commit.Factor, "factor", -1.0),
+        (commit.Timesteps, "eps", 1.5),
+        (commit.Origin, "eps", float("nan")),
+    ],
+)
+def test_numbers_out_of_range(rule, field, value):
+    with pytest.raises(ValueError, match=f"{rule.__name__}: {field} must be a finite number"):
+        rule(**{field: value})

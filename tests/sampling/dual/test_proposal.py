@@ -74,3 +74,14 @@ def test_position_temperature_draws_positions_by_their_scores():
     _, plain = propose()
     expected = softmax(plain[0] / 0.3)
     np.testing.assert_allclose(np.bincount(noisy.argmax(axis=1)) / many, expected, atol=4 * np.sqrt(0.25 / many))
+
+
+def test_fields_out_of_range():
+    for field, value in {"top_k": -1, "banned": [3], "late": 3, "temperature": float("nan"), "top_p": 0.0}.items():
+        with pytest.raises(ValueError, match=f"{field} must"):
+            Proposal(**{field: value})
+
+
+def test_more_likeliest_tokens_than_there_are_keep_all():
+    for found, expected in zip(propose(temperature=1.0, top_k=9), propose(temperature=1.0), strict=True):
+        np.testing.assert_array_equal(found, expected)

@@ -1,5 +1,8 @@
 """Every rule of verification against plain Python, position by position."""
 
+import dataclasses
+import math
+
 import jax
 import numpy as np
 import pytest
@@ -67,3 +70,11 @@ def test_unknown_rules_and_fields():
         rules.rule("ratio", tau=0.5)
     with pytest.raises(ValueError, match="k must be a whole number"):
         rules.rule("top_k", k=0)
+
+
+@pytest.mark.parametrize("name", [name for name, rule in rules.RULES.items() if dataclasses.fields(rule)])
+def test_numbers_out_of_range(name):
+    field = dataclasses.fields(rules.RULES[name])[0].name
+    for value in (math.nan, -1):
+        with pytest.raises(ValueError, match=f"{field} must be a "):
+            rules.rule(name, **{field: value})
