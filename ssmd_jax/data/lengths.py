@@ -63,8 +63,12 @@ class LengthLaw:
         """
         try:
             stored = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-            return cls(tuple(stored["lengths"]), tuple(stored["counts"]))
+            law = cls(tuple(stored["lengths"]), tuple(stored["counts"]))
         except FileNotFoundError:
             raise ValueError(f"there are no lengths at {path}: runs with data.rows 'sequences' have them") from None
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"the lengths {path} cannot be read: {error}") from error
+        are_counts = all(type(value) is int and value > 0 for value in law.lengths + law.counts)
+        if not law.lengths or len(law.lengths) != len(law.counts) or not are_counts:
+            raise ValueError(f"the lengths {path} cannot be read: they must be positive, each with a positive count")
+        return law

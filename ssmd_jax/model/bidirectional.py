@@ -11,6 +11,7 @@ of a head, F MLP width, V tokens.
 """
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -75,6 +76,10 @@ class BidirectionalConfig:
                 raise ValueError(
                     f"model.{name} must lie in the vocabulary 0..{self.vocab_size - 1}, got {getattr(self, name)!r}"
                 )
+        for name in ("rope_theta", "rms_eps"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise ValueError(f"model.{name} must be positive and finite, got {value!r}")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(f"model.num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}")
         if self.head_dim % 2:

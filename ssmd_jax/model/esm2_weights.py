@@ -155,6 +155,8 @@ def read_fields(folder: os.PathLike | str) -> dict[str, Any]:
         described = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read ({error}): give the folder of an ESM-2 or DPLM") from None
+    if not isinstance(described, dict):
+        raise ValueError(f"{path} describes no ESM-2: it holds no fields")
     try:
         width = described["hidden_size"]
         required = REQUIRED | {"intermediate_size": MLP_FACTOR * width}

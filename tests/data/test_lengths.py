@@ -1,5 +1,7 @@
 """Lengths drawn from the data's distribution."""
 
+import json
+
 import numpy as np
 import pytest
 from scipy import stats
@@ -33,3 +35,7 @@ def test_saved_and_loaded(tmp_path):
     (tmp_path / "lengths.json").write_text("[")
     with pytest.raises(ValueError, match="cannot be read"):
         LengthLaw.load(tmp_path / "lengths.json")
+    for lengths, counts in (([], []), ([3, 4], [1]), ([3], [0]), ([3], ["1"])):
+        (tmp_path / "lengths.json").write_text(json.dumps({"lengths": lengths, "counts": counts}))
+        with pytest.raises(ValueError, match="cannot be read: they must be positive"):
+            LengthLaw.load(tmp_path / "lengths.json")

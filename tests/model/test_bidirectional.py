@@ -87,6 +87,8 @@ def test_bfloat16_is_near():
         ("head_dim", 5, "head_dim is 5"),
         ("dtype", "float16", "model.dtype must be one of float32, bfloat16"),
         ("attention", "cudnn", "needs model.dtype 'bfloat16'"),
+        ("rope_theta", 0.0, "model.rope_theta must be positive"),
+        ("rms_eps", "1e-5", "model.rms_eps must be positive"),
     ],
 )
 def test_bad_fields(field, value, message):

@@ -91,6 +91,9 @@ def test_fields_of_a_description(tmp_path):
     file.write_text("{}")
     with pytest.raises(ValueError, match="it has no hidden_size"):
         esm2_weights.read_fields(tmp_path)
+    (tmp_path / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="it holds no fields"):
+        esm2_weights.read_fields(tmp_path)
     file.unlink()
     with pytest.raises(ValueError, match="cannot be read"):
         esm2_weights.read_fields(tmp_path)
