@@ -8,7 +8,6 @@ with equality where the network's conditionals are those of one joint law. The `
 Probabilities are of the whole vocabulary, the mask token included, as in the public code.
 """
 
-import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from ssmd_jax.evaluation.reasoning.generator import plan
 from ssmd_jax.evaluation.statistics import Estimate, mean
 from ssmd_jax.sampling.dual.commit import best
 
-# Continuations are padded to multiples of so many tokens.
+# Continuations are padded to multiples of so many tokens, and that many positions have logits at a time.
 TARGET_PAD = 16
 
 
@@ -93,18 +92,30 @@ def draw_masks(key: jax.Array, length: int, samples: int) -> np.ndarray:
 def masked_log_prob(model, batch: Batch, masked_BxT: jax.Array) -> jax.Array:
     """Sum of the log-probabilities of the tokens at masked positions, float32 `[B]`, nats."""
     targets_BxT = batch.tokens_BxL[:, -masked_BxT.shape[1] :]
-    log_prob_BxTxV = jax.nn.log_softmax(_target_logits(model, batch, jnp.where(masked_BxT, model.mask_id, targets_BxT)))
-    own_BxT = jnp.take_along_axis(log_prob_BxTxV, targets_BxT[..., None], axis=-1)[..., 0]
-    return jnp.sum(jnp.where(masked_BxT, own_BxT, 0.0), axis=1)
+    h_BxTxC = _target_vectors(model, batch, jnp.where(masked_BxT, model.mask_id, targets_BxT))
+
+    def own(h_BxSxC, targets_BxS):
+        log_prob_BxSxV = jax.nn.log_softmax(model.logits(h_BxSxC))
+        return jnp.take_along_axis(log_prob_BxSxV, targets_BxS[..., None], axis=-1)[..., 0]
+
+    return jnp.sum(jnp.where(masked_BxT, _in_pieces(own, h_BxTxC, targets_BxT), 0.0), axis=1)
 
 
-def _target_logits(model, batch: Batch, shown_BxT: jax.Array) -> jax.Array:
-    """Logits of the last `T` positions where these tokens are shown there."""
+def _target_vectors(model, batch: Batch, shown_BxT: jax.Array) -> jax.Array:
+    """Vectors that predict the last `T` positions where these tokens are shown there."""
     length, size = batch.tokens_BxL.shape[1], shown_BxT.shape[1]
     tokens_BxL = jnp.concatenate([batch.tokens_BxL[:, : length - size], shown_BxT], axis=1)
     h_BxLxC, _ = model.hidden(tokens_BxL, None, None, batch.is_real_BxL)
     slots_T = jnp.arange(length - size, length)
-    return model.logits(h_BxLxC[:, jnp.maximum(slots_T - 1, 0) if model.shifts else slots_T])
+    return h_BxLxC[:, jnp.maximum(slots_T - 1, 0) if model.shifts else slots_T]
+
+
+def _in_pieces(function, *arrays_BxT: jax.Array):
+    """A function of positions, piece by piece: logits of a long text would not fit into memory."""
+    batch, size = arrays_BxT[0].shape[:2]
+    cut = lambda x: jnp.moveaxis(x.reshape(batch, size // TARGET_PAD, TARGET_PAD, *x.shape[2:]), 1, 0)
+    found = jax.lax.map(lambda pieces: function(*pieces), tuple(map(cut, arrays_BxT)))
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1).reshape(batch, size), found)
 
 
 def are_greedy(model, pairs: Sequence[Pair], *, batch_size: int, pad_to: int) -> list[bool]:
@@ -121,17 +132,21 @@ def are_greedy(model, pairs: Sequence[Pair], *, batch_size: int, pad_to: int) ->
     return found
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _agrees(model, batch: Batch) -> jax.Array:
     targets_BxT = batch.tokens_BxL[:, -batch.is_target_BxT.shape[1] :]
 
+    def choice(h_BxSxC):
+        logits_BxSxV = model.logits(h_BxSxC)
+        is_mask_1x1xV = (jnp.arange(model.vocab_size) == model.mask_id)[None, None]
+        token_BxS = jnp.argmax(jnp.where(is_mask_1x1xV, -jnp.inf, logits_BxSxV), axis=-1)
+        prob_BxSxV = jax.nn.softmax(logits_BxSxV)
+        return token_BxS, jnp.take_along_axis(prob_BxSxV, token_BxS[..., None], axis=-1)[..., 0]
+
     def one_pass(carry):
         masked_BxT, agrees_B = carry
-        logits_BxTxV = _target_logits(model, batch, jnp.where(masked_BxT, model.mask_id, targets_BxT))
-        allowed_BxTxV = jnp.where((jnp.arange(model.vocab_size) == model.mask_id)[None, None], -jnp.inf, logits_BxTxV)
-        token_BxT = jnp.argmax(allowed_BxTxV, axis=-1)
-        log_prob_BxTxV = jax.nn.log_softmax(logits_BxTxV)
-        score_BxT = jnp.take_along_axis(log_prob_BxTxV, token_BxT[..., None], axis=-1)[..., 0]
+        shown_BxT = jnp.where(masked_BxT, model.mask_id, targets_BxT)
+        token_BxT, score_BxT = _in_pieces(choice, _target_vectors(model, batch, shown_BxT))
         chosen_BxT = jax.vmap(best, (0, 0, None))(score_BxT, masked_BxT, 1)
         return masked_BxT & ~chosen_BxT, agrees_B & ~jnp.any(chosen_BxT & (token_BxT != targets_BxT), axis=1)
 

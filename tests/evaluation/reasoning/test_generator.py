@@ -42,9 +42,13 @@ def test_batches_and_padding_change_nothing(sampler, fields):
     assert all(made.seconds > 0 for made in whole)
 
 
-def test_counts_are_those_of_the_whole_run():
-    """The run that compiles is one of its own, on the least budget."""
-    made = answers(small.generator("llada", steps=6, batch_size=2, pad_to=8, stop=False), PROMPTS[:1])[0]
+def test_the_run_that_compiles_is_one_of_its_own(monkeypatch):
+    """On the least budget, and nothing of it is counted."""
+    budgets, sample = [], generator._sample
+    monkeypatch.setattr(generator, "_sample", lambda *args: budgets.append((args[-1], args[1].budget)) or sample(*args))
+    machine = small.generator("llada", steps=6, batch_size=1, pad_to=4, stop=False)
+    made = answers(machine, PROMPTS[1:4])[0]
+    assert budgets == [(8, 3), (8, None), (4, 3), (4, None), (4, None)]
     assert made.counts["drafter_forwards"] == 6
     assert made.counts["num_tokens"] == 12
 

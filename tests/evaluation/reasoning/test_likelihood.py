@@ -18,6 +18,8 @@ from tests.model.published import DREAM, LLADA, lively_model
 
 TOKENS, LENGTH = 3, 4
 PAIRS = [Pair([5], [3, 4, 7]), Pair([1, 2, 3, 4], [9]), Pair([8, 6], [5, 5, 2, 1, 0])]
+# More than one piece of positions has logits.
+LONG = Pair([4, 4, 2], [n % 19 for n in range(37)])
 
 
 @flax.struct.dataclass
@@ -68,7 +70,7 @@ def enumerated(monkeypatch, model, pair: Pair) -> float:
     masks = all_masks(len(pair.target))
     with monkeypatch.context() as patch:
         patch.setattr(likelihood, "draw_masks", lambda key, length, samples: masks)
-        (found,) = likelihood.estimates(model, [pair], small.keys(1), samples=len(masks), batch_size=16, pad_to=4)
+        (found,) = likelihood.estimates(model, [pair], small.keys(1), samples=len(masks), batch_size=60, pad_to=16)
     return found.value
 
 
@@ -83,7 +85,7 @@ def test_all_masks_give_the_likelihood_of_a_joint_law(context, monkeypatch):
 
 def test_drawn_masks_estimate_what_all_masks_give(monkeypatch):
     model = lively_model(LLADA)
-    found = likelihood.estimates(model, PAIRS, small.keys(3), samples=400, batch_size=50, pad_to=8)
+    found = likelihood.estimates(model, PAIRS, small.keys(3), samples=400, batch_size=60, pad_to=16)
     for pair, estimate in zip(PAIRS, found, strict=True):
         exact = enumerated(monkeypatch, model, pair)
         assert abs(estimate.value - exact) < 4 * estimate.standard_error + 1e-4
@@ -104,13 +106,34 @@ def test_law_of_the_masks():
     assert stats.chisquare(np.bincount(np.concatenate(sizes), minlength=6)[1:]).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("config", [LLADA, DREAM], ids=["llada", "dream"])
+@pytest.mark.parametrize("config", [pytest.param(LLADA, marks=pytest.mark.slow), DREAM], ids=["llada", "dream"])
 def test_batches_and_padding_change_nothing(config):
     model = lively_model(config)
-    one = likelihood.estimates(model, PAIRS, small.keys(3), samples=6, batch_size=4, pad_to=16)
-    for n, (pair, key) in enumerate(zip(PAIRS, small.keys(3), strict=True)):
+    pairs, keys = [*PAIRS, LONG], small.keys(4)
+    one = likelihood.estimates(model, pairs, keys, samples=6, batch_size=4, pad_to=16)
+    for n, (pair, key) in enumerate(zip(pairs, keys, strict=True)):
         (alone,) = likelihood.estimates(model, [pair], [key], samples=6, batch_size=5, pad_to=24)
         assert alone.value == pytest.approx(one[n].value, abs=1e-4)
+
+
+def test_a_long_continuation():
+    """One mask at a time, against the network's own logits."""
+    model, length = lively_model(LLADA), len(LONG.target)
+    text = np.array([*LONG.context, *LONG.target], np.int32)
+    batch = likelihood.Batch(text[None, :], np.ones((1, len(text)), bool), np.ones((1, length), bool))
+    for place in (0, 15, 16, 36):
+        shown = text.copy()
+        shown[3 + place] = model.mask_id
+        logits = np.asarray(model.logits(model.hidden(shown[None], None, None, None)[0])[0, 3 + place], np.float64)
+        expected = logits[LONG.target[place]] - np.log(np.exp(logits).sum())
+        # Continuations come padded to whole pieces.
+        masked = np.arange(48)[None] == 48 - length + place
+        padded = batch._replace(
+            tokens_BxL=np.pad(batch.tokens_BxL, ((0, 0), (10, 0))),
+            is_real_BxL=np.pad(batch.is_real_BxL, ((0, 0), (10, 0))),
+        )
+        found = likelihood.masked_log_prob(model, padded, masked)
+        assert float(found[0]) == pytest.approx(expected, abs=1e-4)
 
 
 @pytest.mark.parametrize("config", [LLADA, DREAM], ids=["llada", "dream"])
@@ -121,6 +144,13 @@ def test_greedy_is_what_decoding_gives(config):
     wrong = [Pair(context, [*row[:n], (row[n] + 1) % 19, *row[n + 1 :]]) for n, (context, row) in enumerate(right)]
     found = likelihood.are_greedy(model, [*right, *wrong], batch_size=4, pad_to=8)
     assert found == [True] * 3 + [False] * 3
+
+
+def test_the_mask_is_no_token_of_greedy_decoding():
+    model = small.bag()
+    model = model.replace(table_VxV=model.table_VxV.at[:, model.mask_id].add(6.0))
+    (row,) = np.asarray(decode.sample(model, jax.random.key(0), presets.llada(3, 3, 3), [[65]]).tokens)
+    assert likelihood.are_greedy(model, [Pair([65], row.tolist())], batch_size=1, pad_to=16) == [True]
 
 
 def test_refused():

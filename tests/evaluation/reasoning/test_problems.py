@@ -34,7 +34,8 @@ def test_mmlu(folder):
     assert problem == ("virology-test-2", "virology 2?", ("w", "x", "y", "z"), "C", "", "virology")
     assert [example.id for example in found.examples["anatomy"]] == ["anatomy-dev-0", "anatomy-dev-1"]
     # Subjects are mixed, so that a limit is no choice of subjects.
-    assert {problem.subject for problem in found.test[:4]} == {"anatomy", "virology"}
+    subjects = [problem.subject for problem in found.test]
+    assert subjects != sorted(subjects)
 
 
 def test_refused(folder, tmp_path):
