@@ -229,8 +229,8 @@ def sample(
 ) -> SampleResult:
     """Draws samples by a policy; arguments and result as in `speculative.sample`.
 
-    A pass costs the model's `trunk_cost`, an evaluation of the critic its `cost`. The logits of all positions are held
-    at once, `batch_size x length x V` float32 on each device.
+    A pass costs the model's `trunk_cost`, an evaluation of the critic its `cost`. Logits and probabilities of all
+    positions are held at once, about four times `batch_size x length x V` float32, shared out over the devices.
 
     Args:
         policy: the rule, with temperature, nucleus and budget.

@@ -1,4 +1,4 @@
-"""What the compiled samplers never hold: logits of all tracks, batch x length x vocabulary."""
+"""What the compiled samplers never hold: logits of all tracks, batch x length x vocabulary; policies hold few such."""
 
 import dataclasses
 import functools
@@ -12,9 +12,11 @@ from ssmd_jax.diffusion.window import CosineWindow
 from ssmd_jax.evaluation.benchmark.naive import NaiveModel
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.config import HybridConfig
-from ssmd_jax.sampling import ancestral, speculative
+from ssmd_jax.sampling import ancestral, policy, speculative
 from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.many import sample_many
+from ssmd_jax.sampling.policies import choosing
+from ssmd_jax.sampling.policies.confidence import TopK
 from tests.model.test_hybrid import random_params
 
 # A vocabulary wider than anything inside the network, and too large for embeddings by one-hot products.
@@ -54,3 +56,13 @@ def test_no_logits_of_all_tracks(sampler):
 
 def test_the_naive_model_has_them():
     assert largest_array(speculate, NaiveModel(random_params(NETWORK), NETWORK)) >= BATCH * LENGTH * VOCABULARY
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_policies_draw_in_chunks(monkeypatch, top_p):
+    """Logits, their probabilities and little else: noise and nucleus of all positions would be twice as much again."""
+    monkeypatch.setattr(choosing, "CHUNK", 4)
+    draw = functools.partial(policy.sample, policy=TopK(steps=5, top_p=top_p), batch_size=BATCH, length=LENGTH)
+    program = jax.jit(draw).lower(HybridModel(random_params(NETWORK), NETWORK), jax.random.key(0)).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 6 * 4 * BATCH * LENGTH * VOCABULARY

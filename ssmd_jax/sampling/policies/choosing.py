@@ -12,6 +12,8 @@ from ssmd_jax.sampling.policy import View
 # Streams below the key of a step.
 TOKENS, POSITIONS, REMASK = range(3)
 SCORES = ("confidence", "margin", "entropy", "random")
+# Positions whose tokens are drawn at a time.
+CHUNK = 64
 
 
 def position_keys(key: jax.Array, stream: int, length: int) -> jax.Array:
@@ -31,8 +33,13 @@ def gumbel(key: jax.Array, stream: int, length: int) -> jax.Array:
 
 
 def draw_tokens(policy, view: View, key: jax.Array) -> jax.Array:
-    """One token a position from the policy's law, int32 `[D]`."""
-    return categorical(position_keys(key, TOKENS, len(view.masked_D)), policy.log_prob(view.logits_DxV))
+    """One token a position from the policy's law, int32 `[D]`.
+
+    Noise and nucleus take several times the memory of the logits: they are made for a chunk of positions at a time.
+    """
+    keys_D = position_keys(key, TOKENS, len(view.masked_D))
+    draw = lambda one: categorical(one[0], policy.log_prob(one[1]))
+    return jax.lax.map(draw, (keys_D, view.logits_DxV), batch_size=min(CHUNK, len(keys_D)))
 
 
 def log_confidence(view: View, tokens_D: jax.Array) -> jax.Array:
