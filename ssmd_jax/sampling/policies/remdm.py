@@ -26,7 +26,9 @@ class Remdm(GridPolicy):
     Attributes:
         rule: "cap", `min(eta, sigma_max)`; "rescale", `eta sigma_max`; "conf", `sigma_max` times a softmax over the
             revealed positions of minus the probability that the token had when it was revealed; "loop", MDLM until
-            `t_on`, then `sigma = eta` at a constant fraction `alpha_on` of revealed tokens until `t_off`, then MDLM.
+            `t_on`, then `sigma = eta` at a constant fraction `alpha_on` of revealed tokens until `t_off`, then MDLM. As
+            in their code a step keeps the phase that it starts in: the one across `t_on` runs past `alpha_on`, little
+            at their 1024 steps, and at 16 so far that it reveals all that is left.
         eta: the scripts have .008 (cap), .015 (rescale) and .02 (loop) for 1024 steps; fewer steps want more.
         t_on, t_off, alpha_on: of "loop".
     """
