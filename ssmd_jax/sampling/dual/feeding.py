@@ -78,6 +78,14 @@ def _even_sizes(largest: int, buckets: int, multiple: int = 1) -> tuple[int, ...
     return tuple(sorted({-(-units * n // buckets) * multiple for n in range(1, buckets + 1)}))
 
 
+def _require_counts(feeding: Feeding, *fields: str) -> None:
+    """Raises `ValueError` unless these fields are whole numbers of at least 1."""
+    for field in fields:
+        value = getattr(feeding, field)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{field} must be a whole number of at least 1, got {value!r}")
+
+
 @dataclasses.dataclass(frozen=True)
 class Prefix(Feeding):
     """Fast-dLLM's prefix cache (arXiv 2505.22618): a full pass at a block's start, then all from the block on.
@@ -89,6 +97,9 @@ class Prefix(Feeding):
     buckets: int = 4
     caches = True
     first_alone = True
+
+    def __post_init__(self):
+        _require_counts(self, "buckets")
 
     def sizes(self, gen_length, block_length, steps):
         return _even_sizes(gen_length, self.buckets, block_length)
@@ -118,11 +129,6 @@ class Dual(Feeding):
         return jnp.broadcast_to(inside_1xL, view.known_BxL.shape)
 
 
-def _require_refresh(refresh: int) -> None:
-    if isinstance(refresh, bool) or not isinstance(refresh, int) or refresh < 1:
-        raise ValueError(f"refresh must be a whole number of at least 1, got {refresh!r}")
-
-
 @dataclasses.dataclass(frozen=True)
 class Settled(Feeding):
     """dKV-Cache-Decode for LLaDA (arXiv 2505.15781): a token's keys are kept from the pass after it was committed.
@@ -137,7 +143,7 @@ class Settled(Feeding):
     caches = True
 
     def __post_init__(self):
-        _require_refresh(self.refresh)
+        _require_counts(self, "refresh", "buckets")
 
     def sizes(self, gen_length, block_length, steps):
         return _even_sizes(gen_length, self.buckets)
@@ -172,7 +178,7 @@ class Greedy(Feeding):
     plans_order = True
 
     def __post_init__(self):
-        _require_refresh(self.refresh)
+        _require_counts(self, "refresh")
         if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 0:
             raise ValueError(f"window must be a whole number of at least 0, got {self.window!r}")
 
@@ -227,7 +233,7 @@ class ShiftedSettled(Feeding):
     caches = True
 
     def __post_init__(self):
-        _require_refresh(self.refresh)
+        _require_counts(self, "refresh", "buckets")
         if self.shift_type not in SHIFT_TYPES:
             raise ValueError(f"shift_type must be one of {', '.join(SHIFT_TYPES)}, got {self.shift_type!r}")
 

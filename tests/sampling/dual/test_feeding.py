@@ -47,3 +47,11 @@ def test_refresh_by_the_verifier_keeps_the_rhythm():
         step = one.step_after_refresh
         until_full = next(n for n in range(20) if one.is_full(jnp.int32(step + n)))
         assert until_full == refresh - 1
+
+
+@pytest.mark.parametrize("kind", [feeding.Prefix, feeding.Settled, feeding.ShiftedSettled])
+@pytest.mark.parametrize("buckets", [0, 2.5, True])
+def test_sizes_to_compile_are_counted(kind, buckets):
+    """Without any size every pass would be a full one, and the positions counted would not be those fed."""
+    with pytest.raises(ValueError, match="buckets must be a whole number of at least 1"):
+        kind(buckets=buckets)
