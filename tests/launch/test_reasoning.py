@@ -58,7 +58,7 @@ def test_tasks_from_end_to_end(folder):
         name: found[name] for name in ("limit", "tasks")
     }
     assert [task["questions"] for task in found["tasks"].values()] == [3, 3]
-    assert found["tasks"]["gsm8k"]["steps"]["value"] > 0 < found["tasks"]["mmlu"]["tokens_per_second"]["value"]
+    assert found["tasks"]["gsm8k"]["steps"]["value"] > 0 < found["tasks"]["mmlu"]["tokens_per_second"]
     assert set(found["tasks"]["mmlu"]["by_subject"]) <= {"anatomy", "virology"}
     assert not any(str(folder) in text for text in (alone[1], (folder / "alone" / "gsm8k.jsonl").read_text()))
     # Nothing is asked again, and a larger limit asks the rest.

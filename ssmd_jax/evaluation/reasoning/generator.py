@@ -148,18 +148,12 @@ def key_of(seed: int, name: str) -> jax.Array:
 def plan(lengths: Sequence[int], batch_size: int, pad_to: int, longest: int) -> list[tuple[int, list[int]]]:
     """Batches: what their prompts are padded to, and their places in `lengths`; the longest come first.
 
-    What does not fit into memory then fails at once, and few lengths are compiled.
+    What does not fit into memory then fails at once, few lengths are compiled, and the last batch alone may be partial.
     """
     padded = [min(-(-max(length, 1) // pad_to) * pad_to, longest) for length in lengths]
     order = sorted(range(len(lengths)), key=lambda n: -padded[n])
-    groups = {}
-    for place in order:
-        groups.setdefault(padded[place], []).append(place)
-    return [
-        (size, places[first : first + batch_size])
-        for size, places in groups.items()
-        for first in range(0, len(places), batch_size)
-    ]
+    batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+    return [(padded[places[0]], places) for places in batches]
 
 
 def generate(

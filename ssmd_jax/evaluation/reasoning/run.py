@@ -164,13 +164,13 @@ def record_of(machine: Generator, problem: Problem, prompt_tokens: int, made: Ge
 
 
 def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """The figures of a task, each with its standard error over questions.
+    """The figures of a task, with standard errors over questions but for times, which the questions of a batch share.
 
     Returns:
         "questions"; "accuracy"; "answered", the share with any answer in it; "steps", forwards of drafter and verifier
-        together a question, and the counts one by one; "tokens" up to the end of text; "seconds" a question, of the
-        batches that it was computed in, compilation apart; "tokens_per_second" and "tokens_per_step"; where there are
-        subjects "by_subject", the accuracy of each, and "mean_over_subjects", their plain mean.
+        together a question, and the counts one by one; "tokens" up to the end of text, and "tokens_per_step"; "seconds"
+        of all batches, compilation apart, and "tokens_per_second"; where there are subjects "by_subject", the accuracy
+        of each, and "mean_over_subjects", their plain mean.
     """
     column = lambda name: np.array([record[name] for record in records], np.float64)
     steps = column("drafter_forwards") + column("verifier_forwards")
@@ -179,9 +179,10 @@ def summarise(records: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         "accuracy": mean(column("correct")),
         "answered": mean([record["answer"] is not None for record in records]),
         "steps": mean(steps),
-        **{name: mean(column(name)) for name in (*COUNTS, "prompt_tokens", "tokens", "seconds")},
-        "tokens_per_second": ratio(column("tokens"), column("seconds")),
+        **{name: mean(column(name)) for name in (*COUNTS, "prompt_tokens", "tokens")},
         "tokens_per_step": ratio(column("tokens"), steps),
+        "seconds": float(column("seconds").sum()),
+        "tokens_per_second": ratio(column("tokens"), column("seconds")).value,
     }
     subjects = sorted({record["subject"] for record in records})
     if subjects != [""]:
