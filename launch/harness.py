@@ -22,6 +22,7 @@ _INCLUDE = flags.DEFINE_string("include_path", None, "Folder with more tasks.")
 _LIMIT = flags.DEFINE_integer("limit", None, "Questions of a task at most.", lower_bound=1)
 _FEWSHOT = flags.DEFINE_integer("num_fewshot", None, "Worked examples; the task's own number if unset.", lower_bound=0)
 _CHAT = flags.DEFINE_bool("chat", False, "In the tokenizer's chat template.")
+_GENERATION = flags.DEFINE_string("gen_kwargs", None, "For tasks instead of their own: do_sample=true,temperature=0.2.")
 _MASKS = flags.DEFINE_integer("mc_num", 128, "Masks for each log-likelihood.", lower_bound=1)
 _GREEDY = flags.DEFINE_bool("check_greedy", True, "Compute whether continuations are what greedy decoding gives.")
 _SEED = flags.DEFINE_integer("seed", 0, "Root of all random numbers.")
@@ -37,6 +38,7 @@ def main():
             limit=_LIMIT.value,
             num_fewshot=_FEWSHOT.value,
             chat=_CHAT.value,
+            gen_kwargs=_GENERATION.value,
             mc_num=_MASKS.value,
             check_greedy=_GREEDY.value,
             seed=_SEED.value,

@@ -31,9 +31,21 @@ def test_a_task_from_disk(tmp_path, monkeypatch):
     }
     (tmp_path / "toy.yaml").write_text(json.dumps(task))
     base = [f"--model={model}", f"--include_path={tmp_path}", "--dtype=float32", "--sampler=dual"]
-    args = "--sampler_args=gen_length=8,block_length=4"
+    args = "--sampler_args=gen_length=8,block_length=4,temperature=0.2"
     done, unknown = programs.run(
-        "harness", [[*base, args, "--tasks=toy", "--limit=2", "--chat", "--batch_size=2"], [*base, "--tasks=nothing"]]
+        "harness",
+        [
+            [
+                *base,
+                args,
+                "--tasks=toy",
+                "--limit=2",
+                "--chat",
+                "--batch_size=2",
+                "--gen_kwargs=do_sample=true,temperature=0.2",
+            ],
+            [*base, "--tasks=nothing"],
+        ],
     )
     assert done[0] == 0, done
     found = programs.last_json(done[1])

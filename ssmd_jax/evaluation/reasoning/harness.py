@@ -132,13 +132,15 @@ class HarnessModel(TemplateLM):
     def _check_sampling(self, wanted: dict[str, Any]) -> None:
         # The decoder was told once; a task that wants another one would be scored for what it is not.
         proposal = decoders.drafting_of(self.generator.config).proposal
-        for name in SAMPLING:
+        asked = {name: wanted[name] for name in SAMPLING if wanted.get(name) is not None}
+        if wanted.get("do_sample") is False or asked.get("temperature") == 0:
+            asked = {"temperature": 0.0}
+        for name, value in asked.items():
             own = getattr(proposal, name)
-            # At temperature 0 a task's nucleus means nothing.
-            if name in wanted and wanted[name] != own and (name == "temperature" or wanted.get("do_sample")):
+            if value != own:
                 raise ValueError(
-                    f"the task asks for {name} {wanted[name]}, and the decoder has {own}: give {name}={wanted[name]} "
-                    "to the sampler, or another value to the task (gen_kwargs)"
+                    f"the task asks for {name} {value}, and the decoder has {own}: give {name}={value} to the sampler, "
+                    f"or do_sample=true,{name}={own} to the task (gen_kwargs)"
                 )
 
     def _loglikelihood_tokens(
@@ -206,6 +208,7 @@ def evaluate(
     limit: int | None = None,
     num_fewshot: int | None = None,
     chat: bool = False,
+    gen_kwargs: str | None = None,
     sampler_args: str = "",
     **loading: Any,
 ) -> dict[str, Any]:
@@ -217,6 +220,7 @@ def evaluate(
         limit: questions of a task at most, the first ones; None for all.
         num_fewshot: examples; None for the task's own number.
         chat: in the tokenizer's chat template.
+        gen_kwargs: what tasks are told instead of their own, as the harness reads it.
         sampler_args: as `decoders.parse` reads them.
         loading: other arguments of `HarnessModel`.
 
@@ -239,6 +243,7 @@ def evaluate(
         num_fewshot=num_fewshot,
         limit=limit,
         apply_chat_template=chat,
+        gen_kwargs=gen_kwargs,
         task_manager=manager,
         log_samples=False,
     )

@@ -157,6 +157,13 @@ def test_refused():
     ask = lambda context, wanted: lm.generate_until(requests("generate_until", [(context, wanted)]))
     with pytest.raises(ValueError, match=r"the task asks for temperature 0.7, and the decoder has 0.0: give"):
         ask("x", {"do_sample": True, "temperature": 0.7})
+    assert ask("x", {"do_sample": False, "temperature": 1.0, "top_p": 0.9, "top_k": None})
+    with pytest.raises(ValueError, match=r"the task asks for top_p 0.9, and the decoder has 1.0"):
+        ask("x", {"do_sample": True, "top_p": 0.9})
+    with pytest.raises(
+        ValueError, match=r"temperature 0.0, and the decoder has 0.7: .* do_sample=true,temperature=0.7"
+    ):
+        model(temperature=0.7).generate_until(requests("generate_until", [("x", {"do_sample": False})]))
     with pytest.raises(ValueError, match="the prompt of request 0 has 2040 tokens"):
         ask("x" * 2040, {})
     with pytest.raises(ValueError, match="batch_size must be a whole number, got 'auto'"):
