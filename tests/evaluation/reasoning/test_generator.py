@@ -47,8 +47,9 @@ def test_the_run_that_compiles_is_one_of_its_own(monkeypatch):
     budgets, sample = [], generator._sample
     monkeypatch.setattr(generator, "_sample", lambda *args: budgets.append((args[-1], args[1].budget)) or sample(*args))
     machine = small.generator("llada", steps=6, batch_size=1, pad_to=4, stop=False)
-    made = answers(machine, PROMPTS[1:4])[0]
-    assert budgets == [(8, 3), (8, None), (4, 3), (4, None), (4, None)]
+    made = answers(machine, [*PROMPTS[1:4], [71, 72, 73, 74]])[0]
+    # The last prompt fills its length: without padding it is another program.
+    assert budgets == [(8, 3), (8, None), (4, 3), (4, None), (4, None), (4, 3), (4, None)]
     assert made.counts["drafter_forwards"] == 6
     assert made.counts["num_tokens"] == 12
 
