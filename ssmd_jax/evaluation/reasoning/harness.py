@@ -16,6 +16,7 @@ try:
     from lm_eval import utils
     from lm_eval.api.model import TemplateLM
     from lm_eval.api.registry import register_model
+    from tqdm import tqdm
 except ImportError:
     raise ImportError("the adapter needs lm-evaluation-harness: pip install ssmd_jax[harness]") from None
 
@@ -121,7 +122,9 @@ class HarnessModel(TemplateLM):
         for name in (repr(request.args) for request in requests):
             keys.append(generator.key_of(self.seed, f"{name} {seen[name]}"))
             seen[name] += 1
-        for batch in generator.generate(self.generator, contexts, keys):
+        batches = generator.generate(self.generator, contexts, keys)
+        total = -(-len(contexts) // self.generator.batch_size)
+        for batch in tqdm(batches, "batches of texts", total, disable=disable_tqdm):
             for n, made in batch:
                 context, wanted = requests[n].args
                 text = self.generator.tokenizer.decode(made.tokens[: wanted.get("max_gen_toks")])
@@ -147,9 +150,7 @@ class HarnessModel(TemplateLM):
         self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]], disable_tqdm: bool = False, **_
     ) -> list[tuple[float, bool]]:
         pairs = [Pair(context, target) for _, context, target in requests]
-        # Several texts may be one sequence of tokens: it gets one value.
-        names = [f"{pair.context} {pair.target}" for pair in pairs]
-        values = self._estimates(pairs, names)
+        values = self._estimates(pairs, disable_tqdm)
         greedy = [False] * len(pairs)
         if self.check_greedy:
             greedy = likelihood.are_greedy(
@@ -175,7 +176,7 @@ class HarnessModel(TemplateLM):
             for window in map(utils.make_disjoint_window, windows):
                 pairs.append(Pair(*window))
                 owners.append(n)
-        values = self._estimates(pairs, [f"{pair.context} {pair.target}" for pair in pairs])
+        values = self._estimates(pairs, disable_tqdm)
         totals = [0.0] * len(requests)
         for n, value in zip(owners, values, strict=True):
             totals[n] += value
@@ -183,15 +184,18 @@ class HarnessModel(TemplateLM):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, total)
         return totals
 
-    def _estimates(self, pairs: Sequence[Pair], names: Sequence[str]) -> list[float]:
-        found = likelihood.estimates(
-            self.generator.model,
-            pairs,
-            [generator.key_of(self.seed, name) for name in names],
-            samples=self.mc_num,
-            batch_size=self.generator.batch_size,
-            pad_to=self.generator.pad_to,
-        )
+    def _estimates(self, pairs: Sequence[Pair], disable_tqdm: bool) -> list[float]:
+        with tqdm(desc="masked rows", total=len(pairs) * self.mc_num, disable=disable_tqdm) as bar:
+            found = likelihood.estimates(
+                self.generator.model,
+                pairs,
+                # Of the tokens alone: whatever text they come from, they get one value.
+                [generator.key_of(self.seed, f"{pair.context} {pair.target}") for pair in pairs],
+                samples=self.mc_num,
+                batch_size=self.generator.batch_size,
+                pad_to=self.generator.pad_to,
+                progress=bar.update,
+            )
         return [estimate.value for estimate in found]
 
 

@@ -8,7 +8,7 @@ with equality where the network's conditionals are those of one joint law. The `
 Probabilities are of the whole vocabulary, the mask token included, as in the public code.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -45,7 +45,14 @@ class Batch(NamedTuple):
 
 
 def estimates(
-    model, pairs: Sequence[Pair], keys: Sequence[jax.Array], *, samples: int, batch_size: int, pad_to: int
+    model,
+    pairs: Sequence[Pair],
+    keys: Sequence[jax.Array],
+    *,
+    samples: int,
+    batch_size: int,
+    pad_to: int,
+    progress: Callable[[int], None] = lambda rows: None,
 ) -> list[Estimate]:
     """Estimates of `log p(target | context)`, in nats, with standard errors (upper bounds: strata are not used).
 
@@ -56,6 +63,7 @@ def estimates(
         samples: masks for each.
         batch_size: rows computed at a time.
         pad_to: rows are padded to multiples of so many tokens.
+        progress: told of every batch how many of the `len(pairs) * samples` rows it had.
 
     Raises:
         ValueError: a pair without tokens, or one that is longer than the network can hold.
@@ -72,6 +80,7 @@ def estimates(
         log_prob_B = np.asarray(masked_log_prob(model, batch, masked_BxT))
         for row, (n, sample) in enumerate(places):
             values[n, sample] = log_prob_B[row] * len(pairs[n].target) / masks[n][sample].sum()
+        progress(len(places))
     return [mean(row) for row in values]
 
 

@@ -146,7 +146,7 @@ def test_rolling_adds_up_windows(monkeypatch):
     assert one < 0
     asked = []
     monkeypatch.setattr(type(lm.generator.model), "max_length", 6)
-    monkeypatch.setattr(lm, "_estimates", lambda pairs, names: asked.extend(pairs) or [1.0] * len(pairs))
+    monkeypatch.setattr(lm, "_estimates", lambda pairs, _: asked.extend(pairs) or [1.0] * len(pairs))
     assert lm.loglikelihood_rolling(requests("loglikelihood_rolling", [("abcdefgh",), ("",)])) == [2.0, 0.0]
     assert [bytes(pair.target) for pair in asked] == [b"abcde", b"fgh"]
     assert all(len(pair.context) + len(pair.target) <= 6 for pair in asked)
