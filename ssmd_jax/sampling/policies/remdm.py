@@ -26,9 +26,10 @@ class Remdm(GridPolicy):
     Attributes:
         rule: "cap", `min(eta, sigma_max)`; "rescale", `eta sigma_max`; "conf", `sigma_max` times a softmax over the
             revealed positions of minus the probability that the token had when it was revealed; "loop", MDLM until
-            `t_on`, then `sigma = eta` at a constant fraction `alpha_on` of revealed tokens until `t_off`, then MDLM. As
-            in their code a step keeps the phase that it starts in: the one across `t_on` runs past `alpha_on`, little
-            at their 1024 steps, and at 16 so far that it reveals all that is left.
+            `t_on`, then `sigma = eta` at a constant fraction `alpha_on` of revealed tokens until `t_off`, then MDLM.
+            Unlike in their code, where a step keeps the phase that it starts in, each end of a step has the fraction of
+            its own time, and a step across `t_on` or `t_off` masks nothing again: theirs overshoots `alpha_on`, little
+            at their 1024 steps, and at 16 so far that it reveals all that is left. All other steps are theirs.
         eta: the scripts have .008 (cap), .015 (rescale) and .02 (loop) for 1024 steps; fewer steps want more.
         t_on, t_off, alpha_on: of "loop".
     """
@@ -54,13 +55,12 @@ class Remdm(GridPolicy):
         t = mdlm_grid(self.steps).t
         if self.rule != "loop":
             return 1 - t[:-1], 1 - t[1:]
-        before, after = t[:-1] > self.t_on, t[:-1] <= self.t_off
-        kept = lambda t: np.select(
-            [before, after],
+        kept = np.select(
+            [t > self.t_on, t < self.t_off],
             [(1 - t) * self.alpha_on / (1 - self.t_on), 1 - t * (1 - self.alpha_on) / self.t_off],
             self.alpha_on,
         )
-        return kept(t[:-1]), kept(t[1:])
+        return kept[:-1], kept[1:]
 
     @functools.cached_property
     def tables(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -69,6 +69,7 @@ class Remdm(GridPolicy):
         alpha_t, alpha_s = self.alphas()
         most = np.divide(1 - alpha_s, alpha_t, out=np.ones(self.steps), where=alpha_t > 1 - alpha_s)
         if self.rule == "loop":
+            # Outside the loop the fraction grows at every step.
             sigma = np.where(alpha_t == alpha_s, self.eta, 0.0)
         else:
             sigma = {"cap": np.minimum(self.eta, most), "rescale": self.eta * most, "conf": most}[self.rule]

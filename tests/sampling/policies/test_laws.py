@@ -147,7 +147,7 @@ def distributions(model, row):
     return [found[x] for x in range(len(row))]
 
 
-@pytest.mark.parametrize("name", ["mdlm", "md4", "remdm"])
+@pytest.mark.parametrize("name", ["mdlm", "md4", "remdm", "remdm loop"])
 def test_grids_follow_their_law(name):
     model, steps = tabular_model(3, seed=6), 4
     t = np.linspace(1, 1e-5, steps + 1)
@@ -155,6 +155,10 @@ def test_grids_follow_their_law(name):
         chosen = grid.Md4(steps=steps)
         t = np.cos(np.pi / 2 * (1 - np.arange(steps, -1, -1) / steps))
         alphas, sigmas = (1 - 2e-4) * (1 - t) + 1e-4, [0.0] * steps
+    elif name == "remdm loop":
+        chosen = remdm.Remdm(steps=steps, rule="loop", eta=0.2, alpha_on=0.8)
+        # Of the times 1, .75, .5, .25, 0 the third and fourth lie in the loop, and the step between them alone.
+        alphas, sigmas = [0.0, 0.25 * 0.8 / 0.45, 0.8, 0.8, 1.0], [0.0, 0.0, 0.2, 0.0]
     else:
         eta = 0.0 if name == "mdlm" else 0.3
         chosen = grid.Mdlm(steps=steps) if name == "mdlm" else remdm.Remdm(steps=steps, eta=eta)
@@ -162,6 +166,43 @@ def test_grids_follow_their_law(name):
         sigmas = [min(eta, t[n + 1] / alphas[n]) if n else eta for n in range(steps)]
     law = grid_law(model, 3, alphas, sigmas)
     assert chi_square(counts_of(draw(model, chosen, length=3)), law, NUM_SAMPLES) > 1e-3
+
+
+def tables_as_published(chosen):
+    """Reveal probability and sigma of each step of the loop in the authors' code: by the time that it starts at."""
+    t, found = np.linspace(1, 1e-5, chosen.steps + 1), []
+    for now, then in itertools.pairwise(t):
+        if now > chosen.t_on:
+            alphas, sigma = [(1 - x) * chosen.alpha_on / (1 - chosen.t_on) for x in (now, then)], 0.0
+        elif now <= chosen.t_off:
+            alphas, sigma = [1 - x * (1 - chosen.alpha_on) / chosen.t_off for x in (now, then)], 0.0
+        else:
+            alphas, sigma = [chosen.alpha_on] * 2, chosen.eta
+        found.append([(alphas[1] - (1 - sigma) * alphas[0]) / (1 - alphas[0]), sigma])
+    return np.array(found)
+
+
+@pytest.mark.parametrize("steps", [128, 1000, 1024])
+def test_loop_on_fine_grids_is_the_published_one_but_for_two_steps(steps):
+    """So the law is theirs up to the step across `t_on`; no step starts or ends at either time exactly."""
+    chosen = remdm.Remdm(steps=steps, rule="loop", eta=0.02)
+    u, more, sigma = chosen.tables
+    differs = np.abs(np.stack([u + sigma * more, sigma], axis=1) - tables_as_published(chosen)).max(axis=1) > 1e-6
+    t = np.linspace(1, 1e-5, steps + 1)
+    crosses = sum((t[:-1] > edge) & (t[1:] <= edge) for edge in (chosen.t_on, chosen.t_off))
+    np.testing.assert_array_equal(differs, crosses == 1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 16])
+def test_loop_on_coarse_grids_ends_no_step_early(steps):
+    """Probabilities are probabilities, and a step starts at the fraction that the one before ended at."""
+    chosen = remdm.Remdm(steps=steps, rule="loop", eta=0.1)
+    (alpha_t, alpha_s), (u, more, sigma) = chosen.alphas(), chosen.tables
+    np.testing.assert_array_equal(alpha_t[1:], alpha_s[:-1])
+    assert ((u + sigma * more >= 0) & (u + sigma * more <= 1)).all()
+    # The masks that a step leaves and makes, in expectation.
+    left = (1 - alpha_t) * (1 - u - sigma * more) + alpha_t * sigma
+    np.testing.assert_allclose(left, 1 - alpha_s, atol=1e-6)
 
 
 def test_noise_of_small_range_truncates_rare_tokens():

@@ -173,17 +173,19 @@ def md4(policy, row, critic):
 
 def remdm(policy, row, critic):
     t = np.linspace(1, 1e-5, policy.steps + 1)
-    alpha_t, alpha_s = 1 - t[:-1], 1 - t[1:]
-    if policy.rule == "loop":
-        alpha_t, alpha_s = alpha_t.copy(), alpha_s.copy()
-        for n in range(policy.steps):
-            for alpha, time in ((alpha_t, t[n]), (alpha_s, t[n + 1])):
-                if t[n] > policy.t_on:
-                    alpha[n] = (1 - time) * policy.alpha_on / (1 - policy.t_on)
-                elif t[n] <= policy.t_off:
-                    alpha[n] = 1 - time * (1 - policy.alpha_on) / policy.t_off
-                else:
-                    alpha[n] = policy.alpha_on
+    in_loop = lambda time: policy.t_off <= time <= policy.t_on
+
+    def kept(time):
+        if policy.rule != "loop":
+            return 1 - time
+        if in_loop(time):
+            return policy.alpha_on
+        if time > policy.t_on:
+            return policy.alpha_on * (1 - time) / (1 - policy.t_on)
+        return 1 - (1 - policy.alpha_on) * time / policy.t_off
+
+    alpha = np.array([kept(time) for time in t])
+    alpha_t, alpha_s = alpha[:-1], alpha[1:]
 
     def sigma_of(n):
         most = 1.0 if alpha_t[n] == 0 else min(1.0, (1 - alpha_s[n]) / alpha_t[n])
@@ -191,7 +193,7 @@ def remdm(policy, row, critic):
             weight = {x: math.exp(-row.memory[x]) for x in row.revealed}
             return lambda x: most * weight.get(x, 0.0) / max(sum(weight.values()), 1e-30)
         if policy.rule == "loop":
-            return lambda x: policy.eta if policy.t_off < t[n] <= policy.t_on else 0.0
+            return lambda x: policy.eta if in_loop(t[n]) and in_loop(t[n + 1]) else 0.0
         return lambda x: min(policy.eta, most) if policy.rule == "cap" else policy.eta * most
 
     return grid(policy, row, (alpha_t, alpha_s), sigma_of, lambda n, k: n >= policy.steps and not k)
