@@ -28,7 +28,7 @@ _MMSEQS = flags.DEFINE_string("mmseqs", None, "Program of MMseqs2, by path or na
 _ESMFOLD = flags.DEFINE_string("esmfold", None, "Folder of ESMFold as Hugging Face publishes it.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Run whose trunk gives pseudo-perplexities.")
 _POSITIONS = flags.DEFINE_integer("positions", 8, "Letters of each sequence judged for it.", lower_bound=1)
-_SEED = flags.DEFINE_integer("seed", 0, "Of these positions.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of these positions, and of the shuffled letters.")
 
 
 def main():

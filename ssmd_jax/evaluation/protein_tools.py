@@ -187,18 +187,14 @@ def find_esmfold(folder: os.PathLike | str) -> None:
         raise ValueError(f"there is no ESMFold at {folder}; give the folder of its weights")
 
 
-def mean_plddt(
-    sequences: Sequence[str], folder: os.PathLike | str, progress: Callable[[str], None] | None = None
-) -> np.ndarray:
-    """Mean confidence of the alpha carbons in ESMFold's structure (bioRxiv 2022.07.20.500902), 0 to 100.
+def load_esmfold(folder: os.PathLike | str):
+    """ESMFold (bioRxiv 2022.07.20.500902) on the accelerator, where there is one; it takes gigabytes, and a while.
 
     Args:
-        sequences: amino acids.
-        folder: of ESMFold as Hugging Face publishes it.
-        progress: told now and then how far it is.
+        folder: as Hugging Face publishes it.
 
     Returns:
-        float64 `[N]`.
+        A `transformers.EsmForProteinFolding`.
 
     Raises:
         ValueError: where the packages torch and transformers are missing, or the weights cannot be read.
@@ -211,7 +207,22 @@ def mean_plddt(
         model = transformers.EsmForProteinFolding.from_pretrained(os.path.expanduser(folder), local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise ValueError(f"the ESMFold in {folder} cannot be read: {error}") from None
-    model = model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+    return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def mean_plddt(sequences: Sequence[str], model, progress: Callable[[str], None] | None = None) -> np.ndarray:
+    """Mean confidence of the alpha carbons in ESMFold's structure, 0 to 100.
+
+    Args:
+        sequences: amino acids.
+        model: from `load_esmfold`.
+        progress: told now and then how far it is.
+
+    Returns:
+        float64 `[N]`.
+    """
+    import torch
+
     means = []
     for number, sequence in enumerate(sequences):
         with torch.no_grad():

@@ -192,8 +192,8 @@ def judge(
         protein_tools.find_profiles(profiles)
     if mmseqs is not None:
         protein_tools.find_mmseqs(mmseqs)
-    if esmfold is not None:
-        protein_tools.find_esmfold(esmfold)
+    # Last, since it takes a while, and once for all sets.
+    folding = None if esmfold is None else protein_tools.load_esmfold(esmfold)
     natural = [np.zeros(len(LETTERS) ** size, np.int64) for size in (1, WORD)]
     batch = []
     for _, sequence in sources.read_sequences(os.fspath(reference)):
@@ -215,8 +215,8 @@ def judge(
         if model is not None:
             nll_N = pseudo_nll(model, tokenizer, sequences, positions=positions, seed=seed, width=longest)
             figures["pseudo_perplexity"] = perplexity(nll_N)
-        if esmfold is not None:
-            figures["plddt"] = mean(protein_tools.mean_plddt(sequences, esmfold, progress))
+        if folding is not None:
+            figures["plddt"] = mean(protein_tools.mean_plddt(sequences, folding, progress))
         divergences = [divergence(word_counts(sequences, s), n) for s, n in zip((1, WORD), natural, strict=True)]
         length = float(np.mean([len(sequence) for sequence in sequences]))
         judged.append(Judged(name, len(sequences), length, *divergences, **figures))
@@ -255,6 +255,7 @@ def judge_files(
     *,
     num_sequences: int = 1000,
     workdir: str | None = None,
+    seed: int = 0,
     **judges,
 ) -> dict[str, Any]:
     """Judges FASTA files of samples beside held-out natural proteins: what `launch/judge_proteins.py` does.
@@ -265,6 +266,7 @@ def judge_files(
         reference: FASTA of the training split.
         num_sequences: at most so many of each, spread evenly over the file.
         workdir: of the run whose trunk gives pseudo-perplexities; None for none.
+        seed: of the shuffled letters, and of what `judge` draws.
         **judges: as in `judge`.
 
     Returns:
@@ -282,10 +284,10 @@ def judge_files(
     count = min(num_sequences, *map(len, drawn), len(held_out))
     held_out = _spread(held_out, count)
     sets = {name: _spread(one, count) for name, one in zip(names, drawn, strict=True)}
-    sets |= {"natural": held_out, "shuffled": shuffled(held_out)}
+    sets |= {"natural": held_out, "shuffled": shuffled(held_out, seed)}
     model, tokenizer = (None, None) if workdir is None else ssmd_jax.load(os.path.expanduser(workdir))[:2]
     say = lambda text: print(text, file=sys.stderr, flush=True)
-    judged = judge(sets, reference, model=model, tokenizer=tokenizer, progress=say, **judges)
+    judged = judge(sets, reference, model=model, tokenizer=tokenizer, seed=seed, progress=say, **judges)
     say(table(judged))
     return {"sets": to_json([one._asdict() for one in judged])}
 

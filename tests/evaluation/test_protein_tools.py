@@ -69,13 +69,13 @@ def test_mean_plddt_of_a_tiny_esmfold(tmp_path):
     )  # fmt: skip
     transformers.EsmForProteinFolding(config).save_pretrained(tmp_path)
     said = []
-    values = protein_tools.mean_plddt(["MKVLAG", "GAV"], tmp_path, said.append)
+    values = protein_tools.mean_plddt(["MKVLAG", "GAV"], protein_tools.load_esmfold(tmp_path), said.append)
     assert values.shape == (2,) and ((values > 0) & (values < 100)).all()
     with pytest.raises(ValueError, match="there is no ESMFold at"):
-        protein_tools.mean_plddt(["MK"], tmp_path / "none")
+        protein_tools.load_esmfold(tmp_path / "none")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"the ESMFold in .* cannot be read"):
-        protein_tools.mean_plddt(["MK"], tmp_path)
+        protein_tools.load_esmfold(tmp_path)
 
 
 def test_what_is_missing_is_one_sentence(monkeypatch, tmp_path):
@@ -91,4 +91,4 @@ def test_what_is_missing_is_one_sentence(monkeypatch, tmp_path):
     with pytest.raises(ValueError, match="needs the package pyhmmer"):
         protein_tools.pfam_hits(["MKV"], tmp_path)
     with pytest.raises(ValueError, match="pip install torch transformers"):
-        protein_tools.mean_plddt(["MKV"], tmp_path)
+        protein_tools.load_esmfold(tmp_path)

@@ -42,7 +42,7 @@ def test_shuffled_sequences_keep_letters_and_lengths():
     sequences = draw(5)
     other = proteins.shuffled(sequences)
     assert other != sequences and list(map(sorted, other)) == list(map(sorted, sequences))
-    assert proteins.shuffled(sequences) == other
+    assert proteins.shuffled(sequences) == other and proteins.shuffled(sequences, 1) != other
 
 
 def test_pseudo_nll_is_the_mean_over_masked_letters():
@@ -99,6 +99,28 @@ def test_files_are_judged_beside_natural_and_shuffled(files, capsys):
     assert all(one["pfam"] is None and one["plddt"] is None for one in result["sets"])
     table = capsys.readouterr().err
     assert "word divergence" in table and "pfam" not in table
+
+
+def test_the_seed_is_that_of_the_shuffled_letters_too(files, monkeypatch):
+    seen = []
+    monkeypatch.setattr(proteins, "judge", lambda sets, *_, seed, **__: seen.append((sets["shuffled"], seed)) or [])
+    monkeypatch.setattr(proteins, "table", lambda judged: "")
+    for seed in (0, 7):
+        proteins.judge_files(**files, seed=seed)
+    assert [seed for _, seed in seen] == [0, 7]
+    natural = [sequence for _, sequence in proteins.sources.read_sequences(files["natural"])]
+    assert [letters for letters, _ in seen] == [proteins.shuffled(natural, seed) for seed in (0, 7)]
+
+
+def test_esmfold_is_loaded_once_for_all_sets(files, monkeypatch):
+    loaded, folded = [], []
+    monkeypatch.setattr(protein_tools, "load_esmfold", lambda folder: loaded.append(folder) or "the model")
+    monkeypatch.setattr(
+        protein_tools, "mean_plddt", lambda sequences, model, _: folded.append(model) or np.full(len(sequences), 40.0)
+    )
+    judged = proteins.judge({"one": draw(3), "two": draw(2)}, files["reference"], esmfold="weights")
+    assert loaded == ["weights"] and folded == ["the model"] * 2
+    assert [one.plddt.value for one in judged] == [40.0, 40.0]
 
 
 def test_a_run_gives_pseudo_perplexities(files):
