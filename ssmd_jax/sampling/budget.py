@@ -13,6 +13,8 @@ from ssmd_jax.diffusion.window import Window, checked_table, merged_table, passe
 
 # A budget that falls short of a whole number of passes and rounds by this much still pays for them.
 TOLERANCE = 1e-4
+# Units of a budget, at most: what is spent and one round more stay below 2^31.
+MOST_UNITS = 2**30
 
 
 @flax.struct.dataclass
@@ -99,7 +101,7 @@ class Purse:
 
     Attributes:
         budget: int32 scalar, units; None without a bound.
-        trunk_cost: units of a pass.
+        trunk_cost: units of a pass; 0 without a bound.
         verify_cost: units of a round; 0 for the plain sampler.
     """
 
@@ -119,25 +121,40 @@ class Purse:
         return passes_B * self.trunk_cost + (rounds_B + 1) * self.verify_cost <= self.budget
 
 
-def purse(budget_nfe: float | None, trunk_cost: float, verify_cost: float) -> tuple[Purse, int | None]:
+def purse(
+    budget_nfe: float | None, trunk_cost: float, verify_cost: float, round_name: str = "verify round"
+) -> tuple[Purse, int | None]:
     """The purse of each row, and how many passes with one round each the whole budget pays (None without a budget).
+
+    Costs that are no fractions of small denominators, or so unlike that a common unit of the two overflows, are rounded
+    up to the finest unit that the budget has room for: the bound stays hard, and of `n` passes and rounds at most
+    `n budget_nfe / 2^30` NFE are not spent.
 
     Args:
         budget_nfe: NFE, or None for no bound.
         trunk_cost: NFE of a pass.
         verify_cost: NFE of a round; 0 for the plain sampler.
+        round_name: what the user knows a round as.
 
     Raises:
         ValueError: if the budget does not pay one pass and one round.
     """
-    costs = [fractions.Fraction(cost).limit_denominator(10_000) for cost in (trunk_cost, verify_cost)]
-    unit = math.lcm(*(cost.denominator for cost in costs))
-    trunk_units, verify_units = (int(cost * unit) for cost in costs)
     if budget_nfe is None:
-        return Purse(None, trunk_units, verify_units), None
-    budget = math.floor((budget_nfe + TOLERANCE) * unit)
+        return Purse(None, 0, 0), None
+    costs = [fractions.Fraction(cost) for cost in (trunk_cost, verify_cost)]
+    simple = [cost.limit_denominator(10_000) for cost in costs]
+    unit = math.lcm(*(cost.denominator for cost in simple))
+    # Where the fractions are off, all that the budget pays is off by less than the tolerance.
+    is_close = all(abs(near - cost) * budget_nfe <= TOLERANCE * cost for near, cost in zip(simple, costs, strict=True))
+    most = budget_nfe + TOLERANCE
+    if is_close and most * unit <= MOST_UNITS:
+        trunk_units, verify_units = (int(cost * unit) for cost in simple)
+    else:
+        unit = max(1, math.floor(MOST_UNITS / most))
+        trunk_units, verify_units = (math.ceil(cost * unit) for cost in costs)
+    budget = min(math.floor(most * unit), MOST_UNITS)
     passes = budget // (trunk_units + verify_units)
     if passes < 1:
-        what = "one trunk pass and one verify round, which cost" if verify_units else "one trunk pass, which costs"
+        what = f"one trunk pass and one {round_name}, which cost" if verify_units else "one trunk pass, which costs"
         raise ValueError(f"budget_nfe = {budget_nfe:g} does not pay {what} {trunk_cost + verify_cost:g}")
-    return Purse(np.int32(min(budget, 2**30)), trunk_units, verify_units), passes
+    return Purse(np.int32(budget), trunk_units, verify_units), passes

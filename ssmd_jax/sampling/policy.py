@@ -244,7 +244,8 @@ def sample(
     if policy.asks_critic != (critic is not None):
         verb = "needs" if policy.asks_critic else "does not ask"
         raise ValueError(f"{type(policy).__name__} {verb} a critic")
-    purse, _ = budget.purse(policy.budget_nfe, model.trunk_cost, 0.0 if critic is None else critic.cost)
+    critic_cost = 0.0 if critic is None else critic.cost
+    purse, _ = budget.purse(policy.budget_nfe, model.trunk_cost, critic_cost, "evaluation of the critic")
     rows = _Rows(keys.row_keys(key, batch_size), prompt_BxD, given_BxD, canvas.unless_full(lengths_B, length))
     # The purse has the budget: another one compiles nothing anew.
     policy = dataclasses.replace(policy, budget_nfe=None)

@@ -79,6 +79,7 @@ def test_critics_are_asked_for():
     for name, given, critic, words in (
         ("gstar", {}, None, "needs a critic"),
         ("star", {}, ModelPlanner(model), "does not ask"),
+        ("gstar", {"budget_nfe": 0.5}, ModelPlanner(model), "one trunk pass and one evaluation of the critic, which"),
     ):
         with pytest.raises(ValueError, match=words):
             registry.sample_of(name)(

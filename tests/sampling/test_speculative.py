@@ -233,6 +233,23 @@ def test_budgets_are_counted_exactly():
 
 
 @pytest.mark.parametrize(
+    "budget_nfe, costs",
+    [(100.0, (9999 / 10_000, 1 / 9998)), (50.0, (1.0, 1e-7)), (7.0, (0.123456789, np.pi)), (1e12, (0.75, 0.25))],
+)
+def test_very_unlike_costs_overflow_no_budget(budget_nfe, costs):
+    """A hard bound, and next to all of it is spent; a common unit of the first two would have been 1e-8 NFE."""
+    purse, most = budget.purse(budget_nfe, *costs)
+    assert int(purse.budget) + purse.verify_cost < 2**31
+    spent = (most - 1) * sum(costs)
+    assert spent + sum(costs) <= budget_nfe + 3 * budget.TOLERANCE
+    if budget_nfe < 1e12:
+        assert spent + 2 * sum(costs) > budget_nfe - 1e-3
+    counts = np.array([0, most - 1, most], np.int32)
+    assert np.asarray(purse.passes_payable(counts, counts)).tolist() == [most, 1, 0]
+    assert np.asarray(purse.round_payable(counts[1:2], counts[1:2])).all()
+
+
+@pytest.mark.parametrize(
     "change, words",
     [
         ({"batch_size": 0}, "batch_size must be a whole number of at least 1"),

@@ -52,6 +52,8 @@ def rows_of(model, key: jax.Array, prompts: Sequence, gen_length: int, prompt_le
             raise ValueError(f"prompt {index} has the mask token {model.mask_id}: prompts must be known text")
     longest = max(row.size for row in rows)
     length = longest if prompt_length is None else prompt_length
+    if isinstance(length, bool) or not isinstance(length, int | np.integer):
+        raise ValueError(f"prompt_length must be a whole number, got {length!r}")
     if longest > length:
         raise ValueError(f"a prompt has {longest} tokens, more than prompt_length {length}")
     if length + gen_length > model.max_length:

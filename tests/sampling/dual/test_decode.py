@@ -175,6 +175,7 @@ def test_bad_arguments():
         ([[1, 21]], {}, "has the mask token 21"),
         ([[1.5]], {}, "sequence of token ids"),
         ([[1, 2, 3]], {"prompt_length": 2}, "more than prompt_length 2"),
+        ([[1, 2, 3]], {"prompt_length": 8.0}, "prompt_length must be a whole number, got 8.0"),
         ([[1] * 53], {}, "make 65, more than the 64"),
     ):
         with pytest.raises(ValueError, match=message):
