@@ -2,16 +2,19 @@
 
 import dataclasses
 import pathlib
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from ssmd_jax.evaluation.benchmark import program, timing
-from ssmd_jax.evaluation.benchmark.ceilings import Ceilings
+from ssmd_jax.evaluation.benchmark.ceilings import Ceilings, measure_ceilings
+from ssmd_jax.evaluation.benchmark.dual_settings import DualSettings
 from ssmd_jax.evaluation.benchmark.rows import Row
 from ssmd_jax.evaluation.benchmark.settings import Settings
 from ssmd_jax.model.bound import HybridModel
+from ssmd_jax.model.masked_lm import MaskedLanguageModel
 
 # What a device that lacks memory or a kernel raises: it is reported, and the other parts go on.
 PART_FAILURES = (RuntimeError, ValueError, NotImplementedError, MemoryError)
@@ -31,8 +34,8 @@ class Bench:
         parts: words of which a part's name must hold one; empty for all parts.
     """
 
-    settings: Settings
-    model: HybridModel
+    settings: Settings | DualSettings
+    model: HybridModel | MaskedLanguageModel
     device: jax.Device
     ceilings: Ceilings | None
     say: Callable[[str], None]
@@ -93,7 +96,28 @@ class Bench:
         return Row(suite, part, timed, compiled._replace(compiled=None), **known)
 
 
+def to_stderr(text: str) -> None:
+    """Says something where standard output is for results."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def sentence(error: BaseException) -> str:
     """The first line of an error's message, with its kind."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0][:300] if lines else 'no message'}"
+
+
+def ceilings_of(
+    device: jax.Device, settings: Settings | DualSettings, say: Callable[[str], None]
+) -> tuple[Ceilings | None, str | None]:
+    """The device's ceilings, which are also said; or None, and the reason."""
+    try:
+        dtype = settings.model.dtype
+        found = measure_ceilings(device, dtype, runs=settings.runs, max_seconds=settings.max_seconds)
+    except PART_FAILURES as error:
+        return None, sentence(error)
+    say(
+        f"ceilings: {found.matmul_flops / 1e12:.3f} TFLOP/s ({found.matmul_size}-cube, {found.matmul_dtype}), "
+        f"{found.copy_bytes / 1e9:.1f} GB/s (copy, read and written)"
+    )
+    return found, None

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 import os
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 import jax
 
 from ssmd_jax.evaluation.benchmark import cost, likelihood, sampling, training
-from ssmd_jax.evaluation.benchmark.bench import PART_FAILURES, Bench, sentence
-from ssmd_jax.evaluation.benchmark.ceilings import Ceilings, measure_ceilings
+from ssmd_jax.evaluation.benchmark.bench import Bench, ceilings_of, to_stderr
 from ssmd_jax.evaluation.benchmark.models import random_model, trained_settings
 from ssmd_jax.evaluation.benchmark.program import peak_bytes
 from ssmd_jax.evaluation.benchmark.rows import table
@@ -22,10 +20,6 @@ from ssmd_jax.evaluation.statistics import to_json
 _SUITES = {suite.SUITE: suite for suite in (sampling, training, likelihood, cost)}
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def benchmark(
     *,
     suites: str = ",".join(SUITES),
@@ -33,7 +27,7 @@ def benchmark(
     workdir: str | os.PathLike | None = None,
     parts: str = "",
     profile: str | None = None,
-    say: Callable[[str], None] = _say,
+    say: Callable[[str], None] = to_stderr,
     **overrides,
 ) -> dict[str, Any]:
     """Measures the ceilings and the suites on the first device; progress and the table go to `say`.
@@ -69,12 +63,7 @@ def benchmark(
     device = jax.local_devices()[0]
     say(f"{device.device_kind}, jax {jax.__version__}, {preset}: {describe(settings)}")
 
-    ceilings, ceilings_error = _ceilings(device, settings)
-    if ceilings is not None:
-        say(
-            f"ceilings: {ceilings.matmul_flops / 1e12:.3f} TFLOP/s ({ceilings.matmul_size}-cube, "
-            f"{ceilings.matmul_dtype}), {ceilings.copy_bytes / 1e9:.1f} GB/s (copy, read and written)"
-        )
+    ceilings, ceilings_error = ceilings_of(device, settings, say)
     if trained is None:
         model = random_model(settings.model, settings.seed, settings.perturbation)
     else:
@@ -112,11 +101,3 @@ def describe(settings: Settings) -> str:
         f"unroll {model.unroll}, window {settings.window_size} (dtau {settings.delta_tau:g}), "
         f"{settings.verify_rounds} rounds"
     )
-
-
-def _ceilings(device, settings: Settings) -> tuple[Ceilings | None, str | None]:
-    try:
-        dtype = settings.model.dtype
-        return measure_ceilings(device, dtype, runs=settings.runs, max_seconds=settings.max_seconds), None
-    except PART_FAILURES as error:
-        return None, sentence(error)

@@ -15,7 +15,7 @@ class Row:
     """One measured part, or the reason why there is no figure.
 
     Attributes:
-        suite: "sampling", "training", "likelihood" or "cost".
+        suite: "sampling", "training", "likelihood", "cost" or "dual".
         part: its name.
         timing: seconds of one call.
         program: the compiled program.
