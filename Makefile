@@ -15,7 +15,7 @@ $(VENV)/.installed: setup.py
 	touch $@
 
 demo: $(VENV)/.installed
-	$(BIN)/python -m launch.demo --workdir=$(WORKDIR)
+	$(BIN)/python -m launch.demo
 
 test: $(VENV)/.installed
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow" tests

@@ -51,7 +51,7 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     packages=setuptools.find_packages(include=["ssmd_jax", "ssmd_jax.*"]),
-    package_data={"ssmd_jax.evaluation": ["*.html"]},
+    package_data={"ssmd_jax": ["released/*/*", "released/*/*/*"], "ssmd_jax.evaluation": ["*.html"]},
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require={

@@ -35,6 +35,7 @@ _LIKELIHOOD_SEQUENCES = flags.DEFINE_integer(
 )
 _ORDERS = flags.DEFINE_integer("orders", 4, "Random orders for each of them.")
 _SPLIT = flags.DEFINE_enum("split", "valid", report.SPLITS, "Which held-out text.")
+_DATA = flags.DEFINE_string("data", None, "Folder of the run's data files, where they have moved.")
 _WORD_LIST = flags.DEFINE_string("word_list", None, "Known words, one a line, instead of those of the training text.")
 _SEED = flags.DEFINE_integer("seed", 0, "Root of all random numbers.")
 _OUTPUT = flags.DEFINE_string("output", None, "File for the results, as JSON.")
@@ -59,6 +60,7 @@ def main():
         split=_SPLIT.value,
         seed=_SEED.value,
         word_list=_WORD_LIST.value,
+        data_folder=_DATA.value,
         texts=_TEXTS.value,
     )
     # Printed here, and before it is written: a disk that has filled up meanwhile must not lose long work.

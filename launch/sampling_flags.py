@@ -7,13 +7,14 @@ from absl import flags
 from ssmd_jax.sampling import registry
 
 _FLAGS = (
-    flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True),
+    flags.DEFINE_string("workdir", None, "Workdir of a training run; the model that comes with the package if unset."),
     flags.DEFINE_integer("num_samples", 4, "How many samples."),
     flags.DEFINE_integer("batch_size", 64, "Samples drawn at a time."),
     flags.DEFINE_integer("length", None, "Tokens a sample; the length of training if unset."),
     flags.DEFINE_integer("seed", 0, "Root of all random numbers."),
     flags.DEFINE_string("sampler", "speculative", f"Which sampler: {', '.join(registry.REGISTRY)}; NAME+spaced."),
     flags.DEFINE_string("sampler_args", "", "Its arguments, NAME=VALUE separated by commas."),
+    flags.DEFINE_float("nfe", None, "Mean function evaluations of a sample: the best windows for it (launch/tune.py)."),
     flags.DEFINE_string("window", None, '"cosine", "full", a number of tracks, or FIRST..LAST.'),
     flags.DEFINE_float("delta_tau", None, "Step of the cosine window."),
     flags.DEFINE_integer("verify_rounds", None, "Verify rounds a trunk pass at most."),

@@ -19,6 +19,7 @@ from ssmd_jax.evaluation import report, tuning
 _WORKDIR = flags.DEFINE_string("workdir", None, "Workdir of a training run.", required=True)
 _NUM_SEQUENCES = flags.DEFINE_integer("num_sequences", 256, "Held-out sequences; each costs as many passes as tokens.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Sequences computed at a time.")
+_DATA = flags.DEFINE_string("data", None, "Folder of the run's data files, where they have moved.")
 _LARGEST = flags.DEFINE_integer("largest", 0, "Windows up to so many tracks; 0 for all.")
 _SPLIT = flags.DEFINE_enum("split", "valid", report.SPLITS, "Which held-out text.")
 _SEED = flags.DEFINE_integer("seed", 0, "Root of all random numbers.")
@@ -32,6 +33,7 @@ def main():
         split=_SPLIT.value,
         seed=_SEED.value,
         largest=_LARGEST.value,
+        data_folder=_DATA.value,
     )
 
 

@@ -88,6 +88,21 @@ class DataConfig:
                 raise ValueError(f"data.{name} must be at least 1, not {getattr(self, name)}")
         self._check_tokenizer()
 
+    def in_folder(self, folder: str) -> "DataConfig":
+        """The same data with all files in one folder: names and globs stay, and so does "sotu"."""
+
+        def moved(spec):
+            if spec is None or spec == sources.SOTU:
+                return spec
+            if not isinstance(spec, str):
+                return tuple(map(moved, spec))
+            return os.path.join(folder, os.path.basename(spec.rstrip("/")))
+
+        return dataclasses.replace(
+            self,
+            **{name: moved(getattr(self, name)) for name in ("source", "train", "valid", "test", "tokenizer_path")},
+        )
+
     def _check_tokenizer(self):
         if self.tokenizer not in tokenizers.KINDS:
             raise ValueError(

@@ -1,6 +1,7 @@
 """Samples of a trained run as text: what `launch/sample.py` does."""
 
 import os
+import pathlib
 import sys
 from typing import Any, NamedTuple
 
@@ -14,12 +15,16 @@ from ssmd_jax.evaluation import bench, trace
 from ssmd_jax.evaluation.critics import critic_of
 from ssmd_jax.evaluation.prompts import GAP, encode_prompt
 from ssmd_jax.evaluation.protein_tools import write_fasta
-from ssmd_jax.evaluation.settings import TRACED, Setting, named_config
+from ssmd_jax.evaluation.settings import TRACED, WINDOWED, Setting, named_config, with_best_windows
 from ssmd_jax.evaluation.statistics import to_json
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.sampling import registry
+from ssmd_jax.sampling.recommend import PROFILE_FILE, Profile
 from ssmd_jax.training.config import ExperimentConfig
-from ssmd_jax.training.loading import load_lengths
+from ssmd_jax.training.loading import load_lengths, released
+
+# Tokens for each function evaluation, where nothing says how many there shall be.
+TOKENS_PER_NFE = 16
 
 
 class Generated(NamedTuple):
@@ -57,13 +62,14 @@ class Generated(NamedTuple):
 
 
 def draw(
-    workdir: os.PathLike | str,
+    workdir: os.PathLike | str | None,
     *,
     sampler: str = "speculative",
     sampler_args: str = "",
     num_samples: int = 4,
     batch_size: int = 64,
     length: int | None = None,
+    nfe: float | None = None,
     seed: int = 0,
     prompt: str | None = None,
     infill: str | None = None,
@@ -73,13 +79,16 @@ def draw(
     """Draws samples from the model of a workdir.
 
     Args:
-        workdir: of a training run.
+        workdir: of a training run; None for the model that comes with the package.
         sampler: a name of `ssmd_jax.sampling.registry`.
         sampler_args: its arguments, as `registry.parse` reads them; they go before flags.
         num_samples: how many.
         batch_size: samples drawn at a time.
         length: tokens a sample; None for the length of training, or, without prompt and infill, for lengths drawn from
             those of the training sequences where the run was trained on sequences of any length.
+        nfe: mean function evaluations of a sample, for "plain" and "speculative": the best windows for it, from the
+            workdir's profile. None for a sixteenth of the tokens where there is a profile, and neither windows, rounds
+            nor another length are given; else for what the config says.
         seed: of all random numbers.
         prompt, infill, gap: as in `prompts.encode_prompt`.
         **flags: arguments of the sampler that are flags of their own; for "plain" and "speculative" they go before the
@@ -88,11 +97,20 @@ def draw(
     Raises:
         ValueError: for bad input, in one sentence.
     """
-    model, tokenizer, config = ssmd_jax.load(os.path.expanduser(workdir))
+    workdir = pathlib.Path(released() if workdir is None else os.path.expanduser(workdir))
+    model, tokenizer, config = ssmd_jax.load(workdir)
     experiment = ExperimentConfig.from_config_dict(config)
     given = {name: value for name, value in flags.items() if value is not None}
     given |= registry.parse(sampler, sampler_args)
     config = named_config(sampler, given, experiment.sampling)
+    windows = sorted(given.keys() & {"window", "delta_tau", "verify_rounds"})
+    if nfe is not None and (windows or sampler not in WINDOWED):
+        other = windows[0] if windows else f"sampler {sampler}"
+        raise ValueError(f"nfe chooses windows of the plain and speculative samplers: leave out nfe or {other}")
+    if nfe is None and sampler in WINDOWED and not windows and length is None and (workdir / PROFILE_FILE).is_file():
+        nfe = experiment.length / TOKENS_PER_NFE
+    if nfe is not None:
+        config = with_best_windows(config, sampler, Profile.load(workdir / PROFILE_FILE), nfe)
     setting = Setting(sampler, sampler, config, critic_of(config, model, workdir))
     lengths = None
     if experiment.data.rows == "sequences" and length is prompt is infill is None:
@@ -114,12 +132,12 @@ def draw(
 
 
 def generate(
-    workdir: os.PathLike | str, *, trace_first: bool = False, fasta: os.PathLike | str | None = None, **options
+    workdir: os.PathLike | str | None, *, trace_first: bool = False, fasta: os.PathLike | str | None = None, **options
 ) -> dict[str, Any]:
     """Draws samples and prints them: texts to standard output, figures and trace to standard error.
 
     Args:
-        workdir: of a training run.
+        workdir: as in `draw`.
         trace_first: show how the first sample came about.
         fasta: file that proteins are written to, too; None for none.
         **options: as in `draw`.

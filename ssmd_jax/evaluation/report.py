@@ -37,6 +37,22 @@ from ssmd_jax.training.validation import Validation, make_eval_step, validate
 SPLITS = ("valid", "test")
 
 
+def load_data(experiment: ExperimentConfig, folder: os.PathLike | str | None = None) -> Data:
+    """The run's data.
+
+    Args:
+        experiment: of the run.
+        folder: where the files are now, if not where they were; they have the same names.
+
+    Raises:
+        ValueError, FileNotFoundError: as `pipeline.load_data`.
+    """
+    config = experiment.data
+    if folder is not None:
+        config = config.in_folder(os.path.expanduser(folder))
+    return pipeline.load_data(config, experiment.length)
+
+
 def held_out_records(data: Data, split: str) -> Records:
     """The records of a split that was not trained on.
 
@@ -197,6 +213,7 @@ def evaluate_workdir(
     samplers: str | None = None,
     sweep: str = "",
     word_list: os.PathLike | str | None = None,
+    data_folder: os.PathLike | str | None = None,
     **options,
 ) -> dict[str, Any]:
     """Evaluates a training run: what `launch/evaluate.py` does.
@@ -208,6 +225,7 @@ def evaluate_workdir(
         samplers: names of any samplers, as `settings.sweep_settings` reads them; None for none.
         sweep: what they run through, likewise.
         word_list: path of the known words; None for those of the training text.
+        data_folder: where the run's data are now; None for where they were.
         **options: sizes, split, seed and texts, as in `evaluate`.
 
     Returns:
@@ -238,7 +256,7 @@ def evaluate_workdir(
         model,
         tokenizer,
         experiment,
-        pipeline.load_data(experiment.data, experiment.length),
+        load_data(experiment, data_folder),
         settings,
         make_config(experiment.sampling),
         words=words,

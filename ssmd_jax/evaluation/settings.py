@@ -86,6 +86,24 @@ def named_config(name: str, given: dict[str, Any], sampling: SamplingConfig) -> 
     return make_config(sampling, **given)
 
 
+def with_best_windows(
+    config: SpeculativeConfig, sampler: str, profile: Profile, budget_nfe: float
+) -> SpeculativeConfig:
+    """The configuration with the windows and rounds that `sampling.recommend` gives for a mean number of evaluations.
+
+    Args:
+        config: of one of `WINDOWED`.
+        sampler: which of them.
+        profile: of the network.
+        budget_nfe: mean NFE of a sample.
+
+    Raises:
+        ValueError: if the budget is below the NFE of the cheapest windows.
+    """
+    best = recommend(profile, budget_nfe, plain=sampler == "plain", tie_first=config.tie_first)
+    return dataclasses.replace(config, window=best.window, verify_rounds=best.verify_rounds)
+
+
 def sweep_settings(names: str, sweep: str, sampling: SamplingConfig) -> list[Setting]:
     """Several samplers, each with several values of an argument.
 
@@ -188,14 +206,10 @@ def _parse(entry: str, sampling: SamplingConfig, profile: Profile | None) -> Set
     if best and profile is None:
         raise ValueError(f"setting {entry!r} needs the network's profile: launch/tune.py measures it")
     try:
-        config = make_config(sampling, **({} if best else fields))
+        config = make_config(sampling, **fields)
         if best:
-            named = recommend(
-                profile, budget, plain=sampler == "plain", tie_first=fields.get("tie_first", config.tie_first)
-            )
-            config = dataclasses.replace(
-                config, **{"window": named.window, "verify_rounds": named.verify_rounds, **fields}
-            )
+            rounds = {name: value for name, value in fields.items() if name == "verify_rounds"}
+            config = dataclasses.replace(with_best_windows(config, sampler, profile, budget), **rounds)
     except ValueError as error:
         raise ValueError(f"setting {entry!r}: {error}") from None
     return Setting(sampler, " ".join([" x ".join(rest), *options]), config)

@@ -49,6 +49,21 @@ def samplers_table(rows: Sequence[Row]) -> str:
     return align(lines, num_left=2)
 
 
+def cost_table(rows: Sequence[Row]) -> str:
+    """One line a setting, and what a sample costs; seconds are those of a batch."""
+    lines = [("sampler", "setting", "NFE", "trunk passes", "verify rounds", "drafts accepted", "seconds")]
+    for row in rows:
+        numbers = (
+            _number(row.nfe.value, ".1f"),
+            _number(row.passes, ".1f"),
+            _number(row.rounds, ".1f"),
+            _number(row.acceptance, ".3f"),
+            _number(row.seconds_per_batch, ".2f"),
+        )
+        lines.append((row.sampler, row.setting, *numbers))
+    return align(lines, num_left=2)
+
+
 def short_table(rows: Sequence[Row]) -> str:
     """One line a setting, and what a first look needs; seconds are those of a batch."""
     lines = [("sampler", "setting", "NFE", "seconds", "spelling accuracy", "unigram entropy")]

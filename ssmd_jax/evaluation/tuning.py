@@ -12,7 +12,6 @@ import jax.numpy as jnp
 import numpy as np
 
 import ssmd_jax
-from ssmd_jax.data import pipeline
 from ssmd_jax.diffusion import loss, orders
 from ssmd_jax.diffusion.schedule import BudgetError
 from ssmd_jax.diffusion.window import passes_left
@@ -109,7 +108,14 @@ def frontier(
 
 
 def tune_workdir(
-    workdir: os.PathLike | str, *, num_sequences: int, batch_size: int, split: str, seed: int, largest: int = 0
+    workdir: os.PathLike | str,
+    *,
+    num_sequences: int,
+    batch_size: int,
+    split: str,
+    seed: int,
+    largest: int = 0,
+    data_folder: os.PathLike | str | None = None,
 ) -> dict[str, Any]:
     """Measures the profile of a trained model, keeps it in its folder, and tells the best windows: `launch/tune.py`.
 
@@ -120,6 +126,7 @@ def tune_workdir(
         split: "valid" or "test"; a figure reported on a split must not be tuned on it.
         seed: of the orders.
         largest: windows up to so many tracks; 0 for all.
+        data_folder: as in `report.load_data`.
 
     Returns:
         JSON values: "profile" (path), "num_sequences", and the `frontier` of "plain" and "speculative" (None on a plain
@@ -132,7 +139,7 @@ def tune_workdir(
     folder = pathlib.Path(os.path.expanduser(workdir))
     model, _, config = ssmd_jax.load(folder)
     experiment = ExperimentConfig.from_config_dict(config)
-    data = pipeline.load_data(experiment.data, experiment.length)
+    data = report.load_data(experiment, data_folder)
     tokens_NxD = text.spread_records(report.held_out_records(data, split), num_sequences)
     report.check_output(folder / PROFILE_FILE)
     profile = measure(model, tokens_NxD, jax.random.key(seed), batch_size=batch_size, largest=largest)

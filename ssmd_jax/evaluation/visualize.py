@@ -22,6 +22,7 @@ from ssmd_jax.evaluation.settings import WINDOWED, Setting
 from ssmd_jax.evaluation.statistics import to_json
 from ssmd_jax.sampling.canvas import ACCEPTED, GIVEN, REPLACED, UNVERIFIED, SampleResult
 from ssmd_jax.sampling.config import FIXED_ORDERS, SpeculativeConfig
+from ssmd_jax.training.loading import released
 
 TEMPLATE = "visualize.html"
 # Where the data go: inside a script element of a type that no browser runs.
@@ -167,11 +168,11 @@ def _described(setting: Setting) -> dict[str, str]:
     }
 
 
-def visualize(workdir: os.PathLike | str, output: os.PathLike | str, **options) -> dict[str, Any]:
+def visualize(workdir: os.PathLike | str | None, output: os.PathLike | str, **options) -> dict[str, Any]:
     """Draws samples from a trained run and writes the page that plays them: what `launch/visualize.py` does.
 
     Args:
-        workdir: of a training run.
+        workdir: of a training run; None for the model that comes with the package.
         output: the page's file.
         **options: as in `generate.draw`.
 
@@ -192,7 +193,7 @@ def visualize(workdir: os.PathLike | str, output: os.PathLike | str, **options) 
         generated.setting,
         model.trunk_cost,
         model.verify_cost,
-        title=pathlib.Path(os.path.abspath(os.path.expanduser(workdir))).name,
+        title=pathlib.Path(os.path.abspath(os.path.expanduser(released() if workdir is None else workdir))).name,
     )
     write(made, output)
     return to_json(

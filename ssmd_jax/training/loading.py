@@ -1,6 +1,7 @@
 """Loading a trained model, or its parameters alone."""
 
 import dataclasses
+import importlib.resources
 import os
 import pathlib
 import shutil
@@ -31,25 +32,28 @@ def load(path: os.PathLike | str | None = None) -> tuple[HybridModel, Tokenizer,
     """Loads the latest checkpoint of a workdir, the averaged weights where the run keeps them, or a released model.
 
     Args:
-        path: a workdir of `launch/train.py`, or a folder of `launch/export.py`.
+        path: a workdir of `launch/train.py`, or a folder of `launch/export.py`; None for the model that comes with the
+            package, see `released`.
 
     Returns:
         The model, which satisfies `ssmd_jax.sampling.interface.SpeculativeModel`; its tokenizer; the locked
         configuration of the run.
 
     Raises:
-        ValueError: where `path` is None (no released checkpoint is packaged yet), is no workdir, or holds no
-            checkpoint that can be read.
+        ValueError: where `path` is no workdir, or holds no checkpoint that can be read.
         FileNotFoundError: where the workdir has lost its tokenizer.
     """
-    if path is None:
-        raise ValueError("no released checkpoint is packaged yet: pass the workdir of a training run")
-    params, tokenizer, config = load_params(path)
+    params, tokenizer, config = load_params(released() if path is None else path)
     network_config, notes = for_device(config.network_config(tokenizer.num_tokens), jax.local_devices()[0])
     for note in notes:
         _warn(note)
     model = HybridModel(params, network_config)
     return model, tokenizer, ml_collections.ConfigDict(config.to_dict()).lock()
+
+
+def released() -> pathlib.Path:
+    """The folder of the model that comes with the package: characters of books, D = 256, with a model card."""
+    return pathlib.Path(str(importlib.resources.files("ssmd_jax"))) / "released" / "books_char"
 
 
 def for_device(config: HybridConfig, device: jax.Device) -> tuple[HybridConfig, list[str]]:
@@ -134,6 +138,8 @@ def _load_release(path: os.PathLike | str, config: ExperimentConfig) -> tuple[An
 def export(path: os.PathLike | str, output: os.PathLike | str, dtype: str) -> dict[str, Any]:
     """Writes a trained model without what only training needs: what `launch/export.py` does.
 
+    Of the paths of the data only the names are kept: the folders of one machine mean nothing on another.
+
     Args:
         path: a workdir, or another release.
         output: folder to write, made where it is not there; it can be passed to `load`, to `training.init_from` and to
@@ -156,7 +162,8 @@ def export(path: os.PathLike | str, output: os.PathLike | str, dtype: str) -> di
     # The weights come last, and whole or not at all: without them the folder is no release.
     (output / workdir.WEIGHTS).unlink(missing_ok=True)
     tokenizer.save(output / workdir.TOKENIZER)
-    (output / workdir.CONFIG_FILE).write_text(config.to_json(), encoding="utf-8")
+    data = dataclasses.replace(config.data.in_folder(""), cache_dir=None)
+    (output / workdir.CONFIG_FILE).write_text(dataclasses.replace(config, data=data).to_json(), encoding="utf-8")
     for name in (workdir.DATA_FILE, workdir.LENGTHS_FILE, PROFILE_FILE):
         if (pathlib.Path(path) / name).is_file():
             shutil.copyfile(pathlib.Path(path) / name, output / name)

@@ -209,3 +209,16 @@ def test_missing_data_is_one_sentence(tmp_path, text_file):
         pipeline.load_data(pipeline.DataConfig(source=str(tmp_path / "none")), 16, tmp_path)
     with pytest.raises(ValueError, match=r"the valid split has .* tokens, fewer than one record of length 500"):
         pipeline.load_data(pipeline.DataConfig(source=text_file), 500, tmp_path)
+
+
+def test_data_that_have_moved_keep_their_names():
+    config = pipeline.DataConfig(
+        train="/one/books_*.txt",
+        valid=["/one/a.txt", "/two/b.txt.xz"],
+        tokenizer="sentencepiece",
+        tokenizer_path="/m.model",
+    )
+    moved = config.in_folder("/new")
+    assert (moved.train, moved.valid) == ("/new/books_*.txt", ("/new/a.txt", "/new/b.txt.xz"))
+    assert moved.test is None and moved.tokenizer_path == "/new/m.model" and moved.source == "sotu"
+    assert config.in_folder("").train == "books_*.txt"

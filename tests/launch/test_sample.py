@@ -84,6 +84,8 @@ BAD = {
     "value": (["--sampler=eb", "--sampler_args=gamma=-1"], "gamma"),
     "flag of another sampler": (["--sampler=eb", "--delta_tau=0.1"], "delta_tau"),
     "trace of a policy": (["--sampler=eb", "--trace"], "trace"),
+    "evaluations and windows": (["--nfe=8", "--delta_tau=0.1"], "leave out nfe or delta_tau"),
+    "evaluations without a profile": (["--nfe=8"], "launch/tune.py measures one"),
     "not a number": (["--temperature=warm"], "temperature"),
     "no such flag": (["--temprature=1"], "temprature"),
 }
@@ -93,8 +95,8 @@ BAD = {
 def test_bad_input_is_one_sentence(tmp_path):
     folder = f"--workdir={programs.workdir()}"
     lines = [[folder, *flags] for flags, _ in BAD.values()]
-    lines += [[], [f"--workdir={tmp_path}"], [f"--workdir={tmp_path / 'none'}"]]
-    culprits = [*(named for _, named in BAD.values()), "workdir", "workdir", "none"]
+    lines += [[f"--workdir={tmp_path}"], [f"--workdir={tmp_path / 'none'}"]]
+    culprits = [*(named for _, named in BAD.values()), "workdir", "none"]
     outcomes = programs.run("sample", lines)
     for outcome, named in zip(outcomes, culprits, strict=True):
         programs.check_refused(outcome, named)

@@ -59,12 +59,16 @@ def test_from_a_run_to_the_best_windows_of_its_export(run):
     assert tokenizer.num_tokens == 27 and config.length == Profile.load(out / "profile.npz").draft_nll_DxS.shape[0]
 
     few = ["--num_samples=2", "--batch_size=2", "--likelihood_sequences=0"]
-    lines = [[f"--workdir={out}", *few, "--settings=plain:best64,speculative:best64"]]
+    best = [f"--workdir={out}", *few, "--settings=plain:best64,speculative:best64"]
+    lines = [[*best, f"--data={programs.folder()}"], best]
     lines += [[f"--workdir={programs.workdir()}", *few, "--settings=plain:best64"]]
-    evaluated, no_profile = programs.run("evaluate", lines)
+    evaluated, no_data, no_profile = programs.run("evaluate", lines)
     assert evaluated[0] == 0, evaluated[2]
     rows = programs.last_json(evaluated[1])["samplers"]
     assert [row["setting"] for row in rows] == ["best64", "best64"]
+    # The release keeps the names of its data, and no folder of the machine it was made on.
+    assert no_data[0] == 1 and "no data at corpus.txt" in no_data[2]
+    assert str(programs.folder()) not in (out / "config.json").read_text()
     assert no_profile[0] == 1 and "launch/tune.py measures one" in no_profile[2]
 
 

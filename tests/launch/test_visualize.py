@@ -42,7 +42,6 @@ def test_bad_input_is_one_sentence(tmp_path):
     bad = {
         "no folder": ([folder, f"--output={tmp_path / 'none' / 'page.html'}"], "create it first"),
         "a folder": ([folder, f"--output={tmp_path}"], "cannot write the output"),
-        "no workdir": ([], "workdir"),
         "no run": ([f"--workdir={tmp_path}", f"--output={tmp_path / 'page.html'}"], "workdir"),
         "no samples": ([folder, "--num_samples=0", f"--output={tmp_path / 'page.html'}"], "num_samples"),
         "no such flag": ([folder, "--trace"], "trace"),

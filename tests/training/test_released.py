@@ -1,0 +1,79 @@
+"""The model that comes with the package, and the settings it is drawn with."""
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+import ssmd_jax
+from ssmd_jax.evaluation import generate
+from ssmd_jax.sampling.config import SpeculativeConfig
+from ssmd_jax.sampling.recommend import PROFILE_FILE, Profile, recommend
+from ssmd_jax.training import loading, workdir
+
+MOST_BYTES = 24 * 2**20
+
+
+@pytest.fixture(scope="module")
+def released():
+    return ssmd_jax.load()
+
+
+def test_it_is_whole_and_small(released):
+    model, tokenizer, config = released
+    folder = loading.released()
+    assert (folder / "README.md").read_text().startswith("# ")
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < MOST_BYTES
+    assert tokenizer.kind == "text8" and config.length == 256
+    assert sum(x.size for x in jax.tree.leaves(model.params)) == 21_855_744
+    assert "/" not in "".join(filter(None, (config.data.train, config.data.valid, config.data.test)))
+
+
+def test_it_predicts_letters(released):
+    """A letter of a sentence that nobody trained on, all others given, is easier than the alphabet's 27."""
+    model, tokenizer, _ = released
+    tokens_D = tokenizer.encode("the keeper of the lighthouse counted the ships again and found that one was missing")
+    length, num_hidden = len(tokens_D), 16
+    order_BxD = np.stack([np.random.default_rng(n).permutation(length) for n in range(4)]).astype(np.int32)
+    start_B, lengths_B = np.full(4, length - num_hidden, np.int32), np.full(4, length, np.int32)
+    context = model.trunk(tokens_D[order_BxD], order_BxD, start_B, lengths_B)
+    logits_BxWxV = model.draft_logits(context, start_B, num_hidden)
+    hidden_BxW = tokens_D[order_BxD][:, -num_hidden:]
+    nll = -np.take_along_axis(np.asarray(jax.nn.log_softmax(logits_BxWxV)), hidden_BxW[..., None], -1).mean()
+    assert nll < 1.0 < np.log(27)
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The settings that `generate.draw` would draw with."""
+    seen = []
+    monkeypatch.setattr(generate.bench, "draw", lambda _model, setting, *rest, **sizes: seen.append(setting))
+    monkeypatch.setattr(generate.ssmd_jax, "load", lambda _path: (None, None, config()))
+    monkeypatch.setattr(generate, "encode_prompt", lambda *args, **kwargs: None)
+    return seen
+
+
+def config():
+    return ml_collections.ConfigDict(workdir.read_config(loading.released()).to_dict())
+
+
+def test_windows_are_the_best_ones_where_there_is_a_profile(drawn, tmp_path):
+    profile = Profile.load(loading.released() / PROFILE_FILE)
+    generate.draw(None)
+    generate.draw(None, nfe=12, tie_first=True, order="confidence")
+    generate.draw(None, sampler="plain", nfe=24)
+    best = [recommend(profile, 16), recommend(profile, 12, tie_first=True, order="confidence")]
+    best.append(recommend(profile, 24, plain=True))
+    assert [setting.config for setting in drawn] == best
+    drawn.clear()
+    # Windows, rounds or a length of the user's go before; so does the lack of a profile.
+    for given in ({"delta_tau": 0.1}, {"verify_rounds": 3}, {"window": "full"}, {"length": 20}):
+        generate.draw(None, **given)
+    generate.draw(tmp_path)
+    assert all(isinstance(setting.config, SpeculativeConfig) for setting in drawn)
+    assert not {setting.config.window for setting in drawn} & {each.window for each in best}
+    for given in ({"nfe": 12, "window": "full"}, {"nfe": 12, "sampler": "eb"}, {"nfe": 1}):
+        with pytest.raises(ValueError, match="nfe"):
+            generate.draw(None, **given)
+    with pytest.raises(ValueError, match=r"launch/tune\.py measures one"):
+        generate.draw(tmp_path, nfe=12)
