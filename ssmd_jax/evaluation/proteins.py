@@ -276,7 +276,7 @@ def judge_files(
         ValueError, FileNotFoundError: for bad input, in one sentence.
     """
     samples = [samples] if isinstance(samples, str) else samples
-    names = ["samples"] if len(samples) == 1 else [pathlib.Path(path).name.split(".fa")[0] for path in samples]
+    names = ["samples"] if len(samples) == 1 else list(map(set_name, samples))
     repeated = sorted({name for name in names if names.count(name) > 1 or name in ("natural", "shuffled")})
     if repeated:
         raise ValueError(f"sets are named as their files, and {', '.join(repeated)} is taken twice")
@@ -290,6 +290,11 @@ def judge_files(
     judged = judge(sets, reference, model=model, tokenizer=tokenizer, seed=seed, progress=say, **judges)
     say(table(judged))
     return {"sets": to_json([one._asdict() for one in judged])}
+
+
+def set_name(path: os.PathLike | str) -> str:
+    """What the set of a FASTA file is called: the file's name without its endings, packed or not."""
+    return pathlib.Path(path).name.split(".fa")[0]
 
 
 def _spread(sequences: list[str], count: int) -> list[str]:
