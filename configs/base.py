@@ -40,11 +40,21 @@ def get_config() -> ConfigDict:
     # Residual width, and attention heads, which must divide it.
     config.model.width = 384
     config.model.num_heads = 6
-    # "own", or "esm2": a trunk in the layout of ESM-2, whose published weights training.init_from can name.
+    # "own", or a trunk in the layout of published weights, which training.init_from can name: "esm2" or "llada".
     config.model.trunk = "own"
     # Of the trunk "esm2": token dropout, and a head tied to the embedding.
     config.model.token_dropout = True
     config.model.tied_head = True
+    # Of the trunk "llada": its ids and its mask (0 for those of the tokenizer, and a mask behind them), end of text (-1
+    # for none), and where the ids begin that are never drawn (0 for none but the mask).
+    config.model.vocab_size = 0
+    config.model.mask_id = 0
+    config.model.eos_id = -1
+    config.model.special_from = 0
+    # Of the trunk "llada": key and value heads (0 for num_heads), base of the rotary positions, epsilon of the norms.
+    config.model.num_kv_heads = 0
+    config.model.rope_theta = 500_000.0
+    config.model.rms_eps = 1e-5
     # Bidirectional blocks (the trunk), and causal ones (the verifier).
     config.model.n_noncausal = 11
     config.model.n_causal = 1

@@ -46,6 +46,7 @@ class BidirectionalConfig:
         max_length: longest sequence that the network was trained on.
         dtype: of computation; softmax, norms, rotations and logits are float32.
         attention: "xla" or "cudnn" (NVIDIA GPUs, bfloat16).
+        remat: recompute each block in the backward pass instead of storing its activations.
     """
 
     vocab_size: int
@@ -64,6 +65,7 @@ class BidirectionalConfig:
     max_length: int = 4096
     dtype: str = "bfloat16"
     attention: str = "xla"
+    remat: bool = False
 
     def __post_init__(self):
         counts = ("vocab_size", "width", "num_layers", "num_heads", "num_kv_heads", "head_dim", "mlp_width")
@@ -196,7 +198,8 @@ class BidirectionalTransformer(nn.Module):
         config = self.config
         embedding_init = partitioned(nn.initializers.normal(1.0), "vocab", "embed")
         self.embedding = self.param("embedding", embedding_init, (config.vocab_size, config.width))
-        self.blocks = [Block(config) for _ in range(config.num_layers)]
+        block = nn.remat(Block) if config.remat else Block
+        self.blocks = [block(config) for _ in range(config.num_layers)]
         self.final_norm = Norm(config)
         self.head = self.param("head", partitioned(scaled_init(), "embed", "vocab"), (config.width, config.vocab_size))
 
@@ -214,7 +217,6 @@ class BidirectionalTransformer(nn.Module):
         Returns:
             `[B, S, C]` in the dtype of computation, normed, and the cache.
         """
-        config = self.config
         if key_mask_BxL is None:
             length = tokens_BxS.shape[1] if cache is None else cache[0][0].shape[1]
             position_BxL = jnp.broadcast_to(jnp.arange(length)[None], (tokens_BxS.shape[0], length))
@@ -224,6 +226,20 @@ class BidirectionalTransformer(nn.Module):
             position_BxS, cache = position_BxL, None
         else:
             position_BxS = jnp.take_along_axis(position_BxL, slots_BxS, axis=1, mode="clip")
+        return self._through_blocks(tokens_BxS, position_BxS, slots_BxS, cache, key_mask_BxL)
+
+    def encode(self, tokens_BxL, positions_BxL, key_mask_BxL=None) -> jax.Array:
+        """Vectors of whole sequences in any order, `[B, L, C]` in the dtype of computation, normed.
+
+        Args:
+            tokens_BxL: int32 tokens.
+            positions_BxL: where each stands; attention sees differences alone.
+            key_mask_BxL: as in `hidden`; vectors of padding are arbitrary but finite.
+        """
+        return self._through_blocks(tokens_BxL, positions_BxL, None, None, key_mask_BxL)[0]
+
+    def _through_blocks(self, tokens_BxS, position_BxS, slots_BxS, cache, key_mask_BxL) -> tuple[jax.Array, tuple]:
+        config = self.config
         table = rotary_table(position_BxS, config.head_dim, config.rope_theta)
         x_BxSxC = jnp.take(self.embedding, tokens_BxS, axis=0, mode="clip").astype(config.compute_dtype)
         x_BxSxC = constrain(x_BxSxC, ACTIVATION_AXES)

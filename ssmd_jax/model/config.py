@@ -11,7 +11,7 @@ ROTARY_FORMS = ("query_next", "halves")
 EMBEDDINGS = ("auto", "one_hot", "gather")
 ATTENTIONS = ("xla", "cudnn")
 MLPS = ("xla", "hopper")
-TRUNKS = ("own", "esm2")
+TRUNKS = ("own", "esm2", "llada")
 DTYPES = ("float32", "bfloat16")
 # Vocabularies from this size on are padded.
 PADDED_FROM = 4096
@@ -25,23 +25,33 @@ class HybridConfig:
         num_tokens: number of real tokens `V`; the mask token is id `V`.
         width: residual width `C`.
         num_heads: attention heads; must divide `width`.
-        trunk: "own", or "esm2", a trunk in the layout of ESM-2 (`model/esm2.py`).
+        trunk: "own", "esm2", a trunk in the layout of ESM-2 (`model/esm2.py`), or "llada", one in LLaDA's
+            (`model/llada_trunk.py`).
         token_dropout: the trunk "esm2" drops the embedding of masks and scales the others, as the published one does.
         n_noncausal: bidirectional blocks, the trunk.
         n_causal: lower-triangular blocks; 0 makes a plain masked-diffusion network, whose target is its draft.
         tied_head: the trunk "esm2" reads logits with its embedding; False for a kernel of its own (some DPLM).
         mlp_width: hidden width of the gated MLPs; 0 means 8/3 of `width`, rounded up to a multiple of 64. The trunk
             "esm2" has plain ones of 4 times `width`.
+        vocab_size: of the trunk "llada": rows of its embedding and columns of its head, the mask's among them; 0 for
+            the tokens and a mask behind them.
+        mask_id: of the trunk "llada" with a `vocab_size`: its mask token.
+        eos_id: of the trunk "llada": end of text, drawn though it is special; -1 for none.
+        special_from: of the trunk "llada": ids from here on are never drawn; 0 where the mask alone is special.
+        num_kv_heads: key and value heads of the trunk "llada"; 0 for `num_heads`.
+        rope_theta: base of the rotary positions of the trunk "llada".
+        rms_eps: added to the mean square in the norms of the trunk "llada".
         rotary_form: causal part: "query_next" rotates queries by the position to predict and keys by the position
             carried; "halves" rotates both, half of each head's channels by the one and half by the other.
         output_residual: add `h` of the track to predict before the head; without it the map is not zero at the start.
-        dropout: rate inside the blocks, in training only.
+        dropout: rate inside the blocks, in training only; the trunk "llada" has none.
         dtype: computation, "float32" or "bfloat16"; parameters, softmax and logits are float32.
         attention: "xla" or "cudnn" (NVIDIA GPUs, bfloat16).
         mlp: "xla" or "hopper" (NVIDIA Hopper GPUs, bfloat16): a fused kernel for many rows, in sampling.
         embedding: "one_hot", "gather", or "auto" (one-hot up to 512 tokens).
         remat: recompute each trunk block in the backward pass instead of storing its activations.
-        unroll: trunk blocks unrolled per step of the scan; more compiles longer and may run faster.
+        unroll: trunk blocks unrolled per step of the scan; more compiles longer and may run faster. The trunk "llada"
+            has no scan.
     """
 
     num_tokens: int
@@ -50,6 +60,13 @@ class HybridConfig:
     trunk: str = "own"
     token_dropout: bool = True
     tied_head: bool = True
+    vocab_size: int = 0
+    mask_id: int = 0
+    eos_id: int = -1
+    special_from: int = 0
+    num_kv_heads: int = 0
+    rope_theta: float = 500_000.0
+    rms_eps: float = 1e-5
     n_noncausal: int = 11
     n_causal: int = 1
     mlp_width: int = 0
@@ -69,7 +86,7 @@ class HybridConfig:
                 raise ValueError(
                     f"model.{name} must be a whole number of at least {least}, got {getattr(self, name)!r}"
                 )
-        for name in ("n_causal", "mlp_width"):
+        for name in ("n_causal", "mlp_width", "vocab_size", "mask_id", "special_from", "num_kv_heads"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
                 raise ValueError(f"model.{name} must be a whole number of at least 0, got {getattr(self, name)!r}")
         if self.width % self.num_heads:
@@ -92,6 +109,10 @@ class HybridConfig:
                 raise ValueError(f"model.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout!r}")
+        if self.vocab_size and self.num_tokens > self.vocab_size:
+            raise ValueError(f"model.vocab_size {self.vocab_size} is below the tokenizer's {self.num_tokens} tokens")
+        if self.mask_id >= max(self.vocab_size, 1):
+            raise ValueError(f"model.mask_id {self.mask_id} lies outside the {self.vocab_size} ids of model.vocab_size")
         if self.attention == "cudnn" and self.dtype != "bfloat16":
             raise ValueError("model.attention 'cudnn' needs model.dtype 'bfloat16'")
         if self.mlp == "hopper":

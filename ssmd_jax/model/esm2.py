@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ssmd_jax.model.causal import ACTIVATION_AXES, CausalPart, SpeculativeNetwork
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.model.hybrid import Trunk
-from ssmd_jax.model.layers import partitioned, scaled_init
+from ssmd_jax.model.layers import partitioned, scaled_init, unit_mean_square
 from ssmd_jax.model.partitioning import constrain
 
 CLS, PAD, EOS, MASK = 0, 1, 2, 32
@@ -186,9 +186,7 @@ class Esm2Network(SpeculativeNetwork):
 
     def embed(self, tokens_BxS: jax.Array) -> jax.Array:
         """Rows of the table brought to unit mean square, since a pretrained table may be of any scale, `[B, S, C]`."""
-        rows_BxSxC = self._rows(tokens_BxS).astype(jnp.float32)
-        mean_square_BxSx1 = jnp.mean(jnp.square(rows_BxSxC), axis=-1, keepdims=True)
-        return (rows_BxSxC * jax.lax.rsqrt(mean_square_BxSx1 + 1e-12)).astype(self.config.compute_dtype)
+        return unit_mean_square(self._rows(tokens_BxS), self.config.compute_dtype)
 
     def readout(self, h_BxSxC: jax.Array) -> jax.Array:
         """The head before its product, and a channel of ones that the bias, the kernel's last row, goes with."""

@@ -39,6 +39,13 @@ class RMSNorm(nn.Module):
         return (x32_BxDxC * jax.lax.rsqrt(mean_square_BxDx1 + 1e-6) * scale_C[None, None]).astype(self.dtype)
 
 
+def unit_mean_square(x_BxDxC: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Vectors brought to unit mean square, as a causal part wants rows of a table of any scale; in `dtype`."""
+    x32_BxDxC = x_BxDxC.astype(jnp.float32)
+    mean_square_BxDx1 = jnp.mean(jnp.square(x32_BxDxC), axis=-1, keepdims=True)
+    return (x32_BxDxC * jax.lax.rsqrt(mean_square_BxDx1 + 1e-12)).astype(dtype)
+
+
 def rotary_table(positions_BxD: jax.Array, head_dim: int, base: float = 10_000.0) -> tuple[jax.Array, jax.Array]:
     """Cosines and sines of rotary position embeddings (RoFormer, arXiv 2104.09864), computed once a pass.
 

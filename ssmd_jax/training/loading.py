@@ -14,7 +14,7 @@ import ml_collections
 
 from ssmd_jax.data.lengths import LengthLaw
 from ssmd_jax.data.tokenizers import Tokenizer, load_tokenizer
-from ssmd_jax.model import esm2_weights, weights
+from ssmd_jax.model import esm2_weights, llada_trunk, weights
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.model.glu_hopper import is_hopper
@@ -22,6 +22,9 @@ from ssmd_jax.model.networks import make_network
 from ssmd_jax.sampling.recommend import PROFILE_FILE
 from ssmd_jax.training import checkpoint, state, workdir
 from ssmd_jax.training.config import ExperimentConfig
+
+# `model.trunk` -> module that reads weights as published.
+PUBLISHED = {"esm2": esm2_weights, "llada": llada_trunk}
 
 
 def _warn(text: str) -> None:
@@ -102,7 +105,7 @@ def load_start(
     """The parameters that a run starts from, perhaps without a causal part: what `training.init_from` names.
 
     Args:
-        path: a workdir, a release, or weights of ESM-2 as published, a file or a folder.
+        path: a workdir, a release, or weights as published: a folder, or a file of ESM-2's.
         config: of the network to be trained.
         tokenizer: of the data.
         warn: told of a checkpoint that cannot be read.
@@ -112,12 +115,14 @@ def load_start(
     """
     path = os.path.expanduser(path)
     if esm2_weights.is_published(path):
-        if config.trunk != "esm2":
-            raise ValueError(f"training.init_from {path} holds published weights: set model.trunk to 'esm2'")
-        for name, value in (esm2_weights.read_fields(path) if os.path.isdir(path) else {}).items():
+        if config.trunk not in PUBLISHED:
+            trunks = " or ".join(map(repr, PUBLISHED))
+            raise ValueError(f"training.init_from {path} holds published weights: set model.trunk to {trunks}")
+        published = PUBLISHED[config.trunk]
+        for name, value in (published.read_fields(path) if os.path.isdir(path) else {}).items():
             if getattr(config, name) != value:
                 raise ValueError(f"training.init_from {path} has model.{name} {value!r}, not {getattr(config, name)!r}")
-        return esm2_weights.load(path, config)
+        return published.load(path, config)
     params, saved, _ = load_params(path, warn)
     if saved.fingerprint() != tokenizer.fingerprint():
         raise ValueError(f"training.init_from {path} was trained with another tokenizer than data gives")

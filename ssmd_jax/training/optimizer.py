@@ -19,7 +19,16 @@ MUON_AXES = {
     "project": ((-3, -2), (-1,)),
     "output": ((-2,), (-1,)),
 }
-NOT_DECAYED = ("scale", "table", "start", "bias")
+# Those of a trunk whose layers are not stacked, under this name.
+APART, MUON_AXES_APART = (
+    "network",
+    {
+        **dict.fromkeys(("q", "k", "v"), ((-3,), (-2, -1))),
+        **dict.fromkeys(("gate", "up", "down"), ((-2,), (-1,))),
+        "out": ((-3, -2), (-1,)),
+    },
+)
+NOT_DECAYED = ("scale", "table", "embedding", "start", "bias")
 TRAINED_WITH_FROZEN_TRUNK = "causal"
 
 
@@ -36,7 +45,7 @@ def muon_dimensions(params):
     """`MuonDimensionNumbers` for the matrices among the parameters, None for what Adam takes."""
 
     def one(path, _):
-        axes = MUON_AXES.get(_leaf_name(path))
+        axes = (MUON_AXES_APART if path[0].key == APART else MUON_AXES).get(_leaf_name(path))
         return None if axes is None else contrib.MuonDimensionNumbers(*axes)
 
     return jax.tree.map_with_path(one, params)
