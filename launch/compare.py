@@ -2,9 +2,9 @@
 
     python -m launch.compare --baseline=plain.json --candidate=hybrid.json,hybrid_best.json --plots=gain.png,gain.svg
 
-The files are those of launch/evaluate.py. The baseline's settings with --passes trunk passes name the spelling
-accuracies; the candidate's cost there is interpolated between its settings. The table goes to standard error, standard
-output is one line of JSON.
+The files are those of launch/evaluate.py. The baseline's settings with --passes trunk passes, or of these names, as in
+--passes=24,best24, give the spelling accuracies; the candidate's cost there is interpolated between its settings. The
+table goes to standard error, standard output is one line of JSON.
 """
 
 import pathlib
@@ -19,13 +19,18 @@ from ssmd_jax.evaluation import headline
 
 _BASELINE = flags.DEFINE_list("baseline", None, "Files with the plain sampler's settings.", required=True)
 _CANDIDATE = flags.DEFINE_list("candidate", None, "Files with the speculative sampler's.", required=True)
-_PASSES = flags.DEFINE_list("passes", [str(count) for count in headline.PASSES], "Trunk passes of the baseline.")
+_PASSES = flags.DEFINE_list(
+    "passes", [str(count) for count in headline.PASSES], "Trunk passes, or names, of the baseline's settings."
+)
 _PLOTS = flags.DEFINE_list("plots", [], "Pictures to write; their endings name the formats.")
 
 
 def main():
     results, table = headline.compare_files(
-        _BASELINE.value, _CANDIDATE.value, [int(count) for count in _PASSES.value], _PLOTS.value
+        _BASELINE.value,
+        _CANDIDATE.value,
+        [int(point) if point.isdigit() else point for point in _PASSES.value],
+        _PLOTS.value,
     )
     print(table, file=sys.stderr, flush=True)
     return results

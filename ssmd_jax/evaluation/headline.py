@@ -103,22 +103,26 @@ def gain(baseline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], cost: s
 
 
 def gains(
-    baseline_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], passes: Sequence[int] = PASSES
+    baseline_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], points: Sequence[int | str] = PASSES
 ) -> dict[str, list[Gain]]:
-    """The gains at the baseline's settings with so many trunk passes, for every cost.
+    """The gains at some of the baseline's settings, for every cost.
+
+    Args:
+        baseline_rows: the baseline's settings.
+        rows: the candidate's settings.
+        points: each a number of trunk passes, for the first setting with so many, or the name of a setting.
 
     Raises:
-        ValueError: where no setting of the baseline has so many passes.
+        ValueError: where the baseline has no such setting.
     """
-    found = {}
-    for cost in COSTS:
-        found[cost] = []
-        for count in passes:
-            near = [row for row in baseline_rows if round(row["passes"]) == count]
-            if not near:
-                raise ValueError(f"the baseline has no setting with {count} trunk passes")
-            found[cost].append(gain(near[0], rows, cost))
-    return found
+    chosen = []
+    for point in points:
+        near = [row for row in baseline_rows if point in (round(row["passes"]), row["setting"])]
+        if not near:
+            what = f"setting {point}" if isinstance(point, str) else f"setting with {point} trunk passes"
+            raise ValueError(f"the baseline has no {what}")
+        chosen.append(near[0])
+    return {cost: [gain(row, rows, cost) for row in chosen] for cost in COSTS}
 
 
 def _label(row: Mapping[str, Any]) -> str:
@@ -172,14 +176,14 @@ def read_rows(files: Sequence[os.PathLike | str], sampler: str) -> list[dict[str
 
 
 def compare_files(
-    baseline: Sequence[str], candidate: Sequence[str], passes: Sequence[int], plots: Sequence[str] = ()
+    baseline: Sequence[str], candidate: Sequence[str], points: Sequence[int | str], plots: Sequence[str] = ()
 ) -> tuple[dict[str, Any], str]:
     """Gains of a candidate over a baseline: what `launch/compare.py` does.
 
     Args:
         baseline: files of `launch/evaluate.py` with its plain sampler.
         candidate: files with the speculative sampler.
-        passes: of the baseline's settings that name the qualities.
+        points: as in `gains`: the baseline's settings that name the qualities.
         plots: pictures to write; their endings name the formats.
 
     Returns:
@@ -190,7 +194,7 @@ def compare_files(
         ImportError: for plots without matplotlib.
     """
     baseline_rows, rows = read_rows(baseline, "plain"), read_rows(candidate, "speculative")
-    found = gains(baseline_rows, rows, passes)
+    found = gains(baseline_rows, rows, points)
     for path in plots:
         plot.rows_figure([*baseline_rows, *rows]).savefig(os.path.expanduser(path), dpi=120)
     return to_json(found), gains_table(found)

@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from ssmd_jax.evaluation.bench import Row
 from ssmd_jax.evaluation.benchmark import plot
 from ssmd_jax.evaluation.report import check_output
+from ssmd_jax.evaluation.settings import BEST
 from ssmd_jax.evaluation.statistics import to_json
+from ssmd_jax.sampling.config import ORDERS
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,9 +20,11 @@ OTHER_MARKERS = ("o:", "^:", "D:", "v:")
 
 
 def curve_name(row: Mapping[str, Any]) -> str:
-    """What settings that one line joins have in common: the sampler, and all arguments but the last, which varies."""
+    """What settings that one line joins have in common: all but the last argument, or but the window's size."""
     words = row["setting"].split()
-    return " ".join([row["sampler"], *(word for word in words[:-1] if "=" in word)])
+    kind = ["best windows"] if words and BEST.fullmatch(words[0]) else []
+    options = [word for word in words if word == "tie_first" or word in ORDERS]
+    return " ".join([row["sampler"], *kind, *(word for word in words[:-1] if "=" in word), *options])
 
 
 def style(sampler: str, number: int) -> dict[str, Any]:
@@ -77,7 +81,7 @@ def scale_cost(axes, label: str) -> None:
 
     axes.set_xscale("log")
     axes.minorticks_off()
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axes.set_xlabel(label)
     axes.grid(alpha=0.3)
@@ -113,7 +117,9 @@ def samplers_figure(results: Mapping[str, Any]) -> "Figure":
     rows = results["samplers"]
     figure = rows_figure(rows)
     figure.axes[2].axhline(results["data"]["unigram_entropy"], color="black", linestyle=":", linewidth=1)
-    figure.suptitle(f"{results['device']}, {rows[0]['num_samples']} samples a setting, two standard errors")
+    sizes = [row["num_samples"] for row in rows]
+    counts = " to ".join(map(str, sorted({min(sizes), max(sizes)})))
+    figure.suptitle(f"{results['device']}, {counts} samples a setting, two standard errors")
     return figure
 
 
@@ -135,9 +141,9 @@ def rows_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
         (quality, lambda row: row["nfe"]["value"], lambda row: row["spelling"], "NFE a sample", "spelling accuracy"),
         (
             seconds,
-            lambda row: row["seconds_per_sample"],
+            lambda row: None if row["seconds_per_sample"] is None else 1000 * row["seconds_per_sample"],
             lambda row: row["spelling"],
-            f"seconds a sample, batch {rows[0]['batch_size']}",
+            f"milliseconds a sample, batch {rows[0]['batch_size']}",
             "spelling accuracy",
         ),
         (
@@ -151,9 +157,13 @@ def rows_figure(rows: Sequence[Mapping[str, Any]]) -> "Figure":
     for axes, cost, figures, x_label, y_label in panels:
         for number, name in enumerate(dict.fromkeys(map(curve_name, rows))):
             found = ((cost(row), figures(row)) for row in rows if curve_name(row) == name)
-            line = sorted((x, y["value"], 2 * (y["standard_error"] or 0.0)) for x, y in found if y["value"] is not None)
+            line = sorted(
+                (x, y["value"], 2 * (y["standard_error"] or 0.0))
+                for x, y in found
+                if x is not None and y["value"] is not None
+            )
             if line:
-                axes.errorbar(*zip(*line, strict=True), label=name, **style(name, number))
+                axes.errorbar(*zip(*line, strict=True), label=name, **style(name.split()[0], number))
         scale_cost(axes, x_label)
         axes.set_ylabel(y_label)
     entropy.legend(fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))

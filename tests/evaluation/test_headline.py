@@ -80,6 +80,10 @@ def test_files(tmp_path):
     assert len(table.splitlines()) == 5 and (tmp_path / "gain.svg").stat().st_size > 1000
     with pytest.raises(ValueError, match="no setting with 25 trunk passes"):
         headline.compare_files(*files, (25,))
+    named, _ = headline.compare_files(*files, (24, BASELINE[0]["setting"]))
+    assert [each["baseline"]["label"] for each in named["nfe"]][1] == f"plain {BASELINE[0]['setting']}"
+    with pytest.raises(ValueError, match="no setting best99"):
+        headline.compare_files(*files, ("best99",))
     with pytest.raises(ValueError, match="no setting of the speculative sampler"):
         headline.compare_files(files[0], files[0], (24,))
     (tmp_path / "bad.json").write_text("[]")

@@ -59,6 +59,12 @@ def test_samplers_become_curves(tmp_path):
         )
     ]
     assert [plot.curve_name(each) for each in to_json(rows)] == ["llada", "llada", "llada block=4", "eb"]
+    names = {
+        "best12": "speculative best windows",
+        "0.04 x 8 tie_first": "speculative tie_first",
+        "0.1 x 8": "speculative",
+    }
+    assert [plot.curve_name({"sampler": "speculative", "setting": each}) for each in names] == list(names.values())
     for ending in ("png", "svg"):
         path = tmp_path / f"samplers.{ending}"
         plot.check(path)
