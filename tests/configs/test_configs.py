@@ -13,7 +13,7 @@ from ssmd_jax.training.config import ExperimentConfig
 NAMES = sorted(
     path.stem for path in (pathlib.Path(__file__).parents[2] / "configs").glob("*.py") if path.stem[0] != "_"
 )
-NUM_TOKENS = {"openwebtext": 50_257, "books_bpe": 8_192, "proteins": 32}
+NUM_TOKENS = {"openwebtext": 50_257, "books_bpe": 8_192, "proteins": 32, "llada": 126_349}
 PARAMETERS = {"openwebtext": 164_583_168, "books_char": 21_855_744, "quickstart": 926_208}
 
 
