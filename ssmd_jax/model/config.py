@@ -135,13 +135,21 @@ class HybridConfig:
         """Columns of the head: `num_tokens`, for large vocabularies rounded up to a multiple of 128.
 
         Products whose sides are no multiples of 8 miss the GPU's fast kernels, and a padded vocabulary can be sharded.
+        The head of the trunk "llada" has a column for the mask too.
         """
+        if self.trunk == "llada":
+            return self.padded_embeddings
         return self.num_tokens if self.num_tokens < PADDED_FROM else -(-self.num_tokens // 128) * 128
 
     @property
     def padded_embeddings(self) -> int:
-        """Rows of the embedding, of which the mask has one: `num_tokens + 1`, rounded up as the head's columns are."""
+        """Rows of the embedding, of which the mask has one: `num_tokens + 1`, rounded up as the head's columns are.
+
+        Those of the trunk "llada" are `vocab_size`, where that is given.
+        """
         rows = self.num_tokens + 1
+        if self.trunk == "llada" and self.vocab_size:
+            return self.vocab_size
         return rows if self.num_tokens < PADDED_FROM else -(-rows // 128) * 128
 
     @property

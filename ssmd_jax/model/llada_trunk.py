@@ -33,7 +33,7 @@ def trunk_config(config: HybridConfig) -> BidirectionalConfig:
     """LLaDA's configuration for the trunk of a network."""
     mask_id = config.mask_id if config.vocab_size else config.num_tokens
     return BidirectionalConfig(
-        vocab_size=config.vocab_size or config.padded_embeddings,
+        vocab_size=config.padded_embeddings,
         mask_id=mask_id,
         # The network does not read it, and a trunk without one has it nowhere else.
         eos_id=max(config.eos_id, 0),

@@ -14,6 +14,7 @@ from ssmd_jax.model.bidirectional import BidirectionalConfig
 from ssmd_jax.training import loop
 from tests.model.published import random_model
 from tests.training import tiny
+from tests.training.test_sharding import trained
 
 # The 27 symbols of text8, and behind them the mask among others that are special.
 PUBLISHED = BidirectionalConfig(
@@ -69,6 +70,20 @@ def test_a_trunk_that_learns_too(tmp_path, run):
     before = random_model(PUBLISHED).params
     moved = jax.tree.map(lambda a, b: bool(np.abs(a - b).max() > 0), before, model.params["network"])
     assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.slow
+def test_steps_are_the_same_on_a_mesh(tmp_path, monkeypatch):
+    """Rows of the head, and with them the channels of its rule, shared out; the loss in chunks."""
+    if jax.device_count() < 4:
+        pytest.skip("needs 4 devices: tests/conftest.py sets 8 CPU devices")
+    monkeypatch.setattr("ssmd_jax.training.cross_entropy.CHUNKED_FROM", 8)
+    fields = {"model__trunk": "llada", "model__vocab_size": 32, "model__mask_id": 29, "model__special_from": 27}
+    fields |= {"training__num_steps": 4, "training__eval_every": 4}
+    alone = trained(tmp_path / "alone", **fields)
+    on_mesh = trained(tmp_path / "mesh", mesh__fsdp=2, mesh__tensor=2, **fields)
+    for kind, values in alone.items():
+        np.testing.assert_allclose(on_mesh[kind], values, rtol=5e-4, err_msg=kind)
 
 
 def test_the_settings_come_back():
