@@ -142,7 +142,7 @@ def get_config() -> ConfigDict:
     config.training.spike_rollbacks = 3
     # Steps between samples of text, drawn as the sampling section says (0: none).
     config.training.sample_every = 0
-    # Workdir of another run whose weights to start from; "" for a fresh start.
+    # Workdir of another run, or published weights of the trunk, to start from; "" for a fresh start.
     config.training.init_from = ""
 
     config.mesh = ConfigDict()

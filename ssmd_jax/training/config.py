@@ -96,8 +96,8 @@ class TrainingConfig:
             the median of the lines before it; 0 for never. The batches since then are left out.
         spike_rollbacks: how often in a run, at most; the next spike stops it.
         sample_every: steps between samples of text, in samples.txt and TensorBoard; 0 for none.
-        init_from: workdir of another run whose (averaged) weights to start from; "" for a fresh start. Where that run
-            has no causal part, ours starts fresh.
+        init_from: workdir of another run whose (averaged) weights to start from, or published weights of `model.trunk`;
+            "" for a fresh start. Where they have no causal part, ours starts fresh.
     """
 
     num_steps: int = 4000

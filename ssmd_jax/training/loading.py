@@ -13,7 +13,7 @@ import jax
 import ml_collections
 
 from ssmd_jax.data.lengths import LengthLaw
-from ssmd_jax.data.tokenizers import Tokenizer, load_tokenizer
+from ssmd_jax.data.tokenizers import Tokenizer, load_tokenizer, make_tokenizer
 from ssmd_jax.model import esm2_weights, llada_trunk, weights
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.config import HybridConfig
@@ -122,6 +122,11 @@ def load_start(
         for name, value in (published.read_fields(path) if os.path.isdir(path) else {}).items():
             if getattr(config, name) != value:
                 raise ValueError(f"training.init_from {path} has model.{name} {value!r}, not {getattr(config, name)!r}")
+        file = pathlib.Path(path) / "tokenizer.json"
+        is_other = lambda: make_tokenizer("huggingface", file).fingerprint() != tokenizer.fingerprint()
+        # ESM-2's ids are checked with the configuration.
+        if config.trunk == "llada" and file.is_file() and is_other():
+            raise ValueError(f"training.init_from {path} has another tokenizer than data gives: take its {file.name}")
         return published.load(path, config)
     params, saved, _ = load_params(path, warn)
     if saved.fingerprint() != tokenizer.fingerprint():

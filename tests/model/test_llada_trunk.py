@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from ssmd_jax.data import tokenizers
 from ssmd_jax.diffusion.loss import LossConfig
 from ssmd_jax.diffusion.window import FullWindow, LinearWindow
-from ssmd_jax.model import llada_trunk, pretrained
+from ssmd_jax.model import dream, llada_trunk, pretrained
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.model.masked_lm import MaskedLanguageModel
@@ -25,7 +26,7 @@ from ssmd_jax.training import loading, optimizer, step
 from ssmd_jax.training.config import OptimizerConfig
 from tests import fixtures
 from tests.enumeration import Law
-from tests.model.published import DREAM, LLADA, random_model
+from tests.model.published import DREAM, LLADA
 from tests.sampling.test_laws import chi_square, counts_of
 from tests.sampling.test_memory import largest_array, speculate
 
@@ -175,7 +176,10 @@ class Enumerated:
 
 @pytest.mark.parametrize(
     "config",
-    [SpeculativeConfig(FullWindow(), 1), SpeculativeConfig(LinearWindow(1, 2), 2, draft_temperature=1.5)],
+    [
+        pytest.param(SpeculativeConfig(FullWindow(), 1), marks=pytest.mark.slow),
+        SpeculativeConfig(LinearWindow(1, 2), 2, draft_temperature=1.5),
+    ],
     ids=["full", "growing"],
 )
 def test_sampler_follows_its_law(config):
@@ -253,18 +257,32 @@ def test_bad_configurations_are_named(change, message):
         dataclasses.replace(CONFIG, **change)
 
 
+def tokenizer_json(symbols):
+    """The smallest tokenizer.json: a vocabulary of words."""
+    hf = pytest.importorskip("tokenizers", reason="needs the package tokenizers")
+    model = hf.models.WordLevel({symbol: n for n, symbol in enumerate(symbols)}, unk_token=symbols[0])
+    return hf.Tokenizer(model).to_str().encode()
+
+
 def test_published_folders_that_do_not_fit_are_named(tmp_path):
-    pretrained.save(tmp_path / "llada", random_model(LLADA))
+    pretrained.save(tmp_path / "llada", MaskedLanguageModel(params()["network"], LLADA))
     start = lambda folder, **change: loading.load_start(
         tmp_path / folder, dataclasses.replace(CONFIG, **change), TOKENIZER
     )
     found = start("llada")
-    jax.tree.map(np.testing.assert_array_equal, found["network"], random_model(LLADA).params)
+    jax.tree.map(np.testing.assert_array_equal, found["network"], params()["network"])
     with pytest.raises(ValueError, match=r"has model.rope_theta 500000.0, not 10000.0"):
         start("llada", rope_theta=1e4)
     with pytest.raises(ValueError, match=r"set model.trunk to 'esm2' or 'llada'"):
         start("llada", trunk="own", vocab_size=0, mask_id=0)
-    pretrained.save(tmp_path / "dream", random_model(DREAM))
+    (tmp_path / "llada" / "tokenizer.json").write_bytes(tokenizer_json("ab"))
+    with pytest.raises(ValueError, match=r"has another tokenizer than data gives: take its tokenizer.json"):
+        start("llada")
+    same = tokenizers.make_tokenizer("huggingface", tmp_path / "llada" / "tokenizer.json")
+    assert set(loading.load_start(tmp_path / "llada", CONFIG, same)) == {"network"}
+    (tmp_path / "dream").mkdir()
+    (tmp_path / "dream" / "model.safetensors").touch()
+    (tmp_path / "dream" / "config.json").write_text(json.dumps(dream.to_fields(DREAM)))
     with pytest.raises(ValueError, match="holds no LLaDA: its network predicts the token behind"):
         start("dream")
     (tmp_path / "llada" / "config.json").write_text(json.dumps({"model_type": "esm"}))
