@@ -1,0 +1,167 @@
+"""Training in the layout of LLaDA: its loss against a twin, what a step and a run do, and what a folder then holds."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import arithmetic as experiments
+from ssmd_jax.data import arithmetic, characters
+from ssmd_jax.evaluation.reasoning import answers
+from ssmd_jax.model import pretrained
+from ssmd_jax.model.masked_lm import MaskedLanguageModel
+from ssmd_jax.sampling.dual import decode, presets
+from ssmd_jax.training import masked_lm
+from tests.model.published import Twin
+
+
+def config(**fields):
+    made = experiments.get_config("tiny")
+    made.update({"num_problems": 4, "num_held_out": 8, "num_steps": 4, "log_every": 2, "batch_size": 4})
+    made.update(fields)
+    return made
+
+
+EXPERIMENT = masked_lm.Experiment.from_config_dict(config())
+
+
+def some_rows(count: int = 3):
+    found = list(arithmetic.problems("train", count, EXPERIMENT.seed, EXPERIMENT.digits))
+    tokens_NxL, start_N = arithmetic.rows(found, EXPERIMENT.prompt_length, EXPERIMENT.gen_length)
+    return jnp.asarray(tokens_NxL, jnp.int32), jnp.asarray(start_N)
+
+
+def test_loss_is_that_of_a_dumb_twin():
+    """Row by row, without padding, in float64: cross-entropy of masked tokens over the probability of their mask."""
+    tokens_BxL, start_B = some_rows(2)
+    params = masked_lm.init_params(EXPERIMENT.model, jax.random.key(1))
+    masked_BxG, ratio_Bx1 = masked_lm.draw_masks(jax.random.key(2), (2, 64), 1e-3)
+    loss = masked_lm.masked_loss(params, EXPERIMENT.model, tokens_BxL, start_B, masked_BxG, ratio_Bx1)
+    total = 0.0
+    arrays = map(np.asarray, (tokens_BxL, start_B, masked_BxG, ratio_Bx1))
+    for tokens_L, start, masked_G, ratio in zip(*arrays, strict=True):
+        row = [int(token) for token in tokens_L[start:]]
+        answer, question = row[-64:], row[:-64]
+        shown = question + [
+            int(np.where(masked, characters.MASK_ID, a)) for a, masked in zip(answer, masked_G, strict=True)
+        ]
+        logits = Twin(MaskedLanguageModel(params, EXPERIMENT.model)).forward(shown)
+        for n in np.flatnonzero(masked_G):
+            row_V = logits[len(question) + n]
+            total += (np.log(np.exp(row_V - row_V.max()).sum()) + row_V.max() - row_V[answer[n]]) / ratio[0]
+    assert masked_BxG.any() and not masked_BxG.all()
+    np.testing.assert_allclose(loss, total / (2 * 64), rtol=1e-4)
+
+
+def test_masks():
+    """Times cover (0, 1) evenly within a batch; tokens are masked with the probability that they are weighted by."""
+    masked_BxG, ratio_Bx1 = masked_lm.draw_masks(jax.random.key(0), (512, 400), 0.01)
+    spread = np.diff(np.sort(np.asarray(ratio_Bx1)[:, 0]))
+    np.testing.assert_allclose(spread, 0.99 / 512, rtol=1e-2)
+    assert ratio_Bx1.min() >= 0.01 and ratio_Bx1.max() <= 1
+    ratio_B = np.asarray(ratio_Bx1)[:, 0]
+    deviation_B = (np.asarray(masked_BxG).mean(1) - ratio_B) / np.sqrt(ratio_B * (1 - ratio_B) / 400 + 1e-6)
+    assert abs(deviation_B).max() < 5 and abs(float(deviation_B.mean())) < 0.2
+    other, _ = masked_lm.draw_masks(jax.random.key(1), (512, 400), 0.01)
+    assert not np.array_equal(masked_BxG, other)
+
+
+def test_a_call_is_its_steps_one_by_one():
+    """The scan against a loop in Python: keys come from the step's number, so that two calls of two are one of four."""
+    rows = some_rows(4)
+    key, fresh = jax.random.key(3), lambda: masked_lm.init_state(jax.random.key(0), experiment=EXPERIMENT)
+    one_by_one = dataclasses.replace(EXPERIMENT, log_every=1)
+    singly, losses = fresh(), []
+    for _ in range(4):
+        singly, loss = masked_lm.train_steps(singly, *rows, key, experiment=one_by_one)
+        losses.append(float(loss))
+    twice, first = masked_lm.train_steps(fresh(), *rows, key, experiment=EXPERIMENT)
+    twice, second = masked_lm.train_steps(twice, *rows, key, experiment=EXPERIMENT)
+    np.testing.assert_allclose([first, second], [np.mean(losses[:2]), np.mean(losses[2:])], rtol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), twice.params, singly.params)
+    assert int(twice.step) == 4
+    assert not np.allclose(twice.ema_params["head"], twice.params["head"], atol=1e-5)
+
+
+def test_average_of_weights():
+    """A dumb twin of the average, whose memory grows with the steps; none is the last weights."""
+    rows, key = some_rows(4), jax.random.key(3)
+    one_by_one = dataclasses.replace(EXPERIMENT, log_every=1)
+    state = masked_lm.init_state(jax.random.key(0), experiment=one_by_one)
+    average = np.asarray(state.params["head"], np.float64)
+    for step in range(3):
+        state, _ = masked_lm.train_steps(state, *rows, key, experiment=one_by_one)
+        decay = min(0.999, (step + 1) / (step + 10))
+        average = decay * average + (1 - decay) * np.asarray(state.params["head"])
+    np.testing.assert_allclose(state.ema_params["head"], average, atol=1e-5)
+    none = dataclasses.replace(one_by_one, ema_decay=0.0)
+    state, _ = masked_lm.train_steps(masked_lm.init_state(key, experiment=none), *rows, key, experiment=none)
+    np.testing.assert_array_equal(state.ema_params["head"], state.params["head"])
+
+
+def test_a_model_learns_its_problems_and_is_read_back(tmp_path):
+    """Two problems by heart, saved, loaded, decoded: the answers are right."""
+    fields = {"num_steps": 240, "log_every": 120, "num_problems": 2, "batch_size": 8}
+    made, lines = config(**fields, ema_decay=0.9), []
+    made.model.width, made.model.head_dim, made.model.mlp_width = 64, 32, 128
+    made.optimizer.learning_rate, made.optimizer.warmup_steps = 1e-2, 20
+    result = masked_lm.train(made, tmp_path, say=lines.append)
+    assert result["steps"] == 240 and result["loss"] < 0.2 < result["held_out_loss"]
+    assert result["held_out_loss_standard_error"] is None and result["seconds_per_step"] > 0
+    assert len(lines) == 3 and "step 240" in lines[-1]
+    assert json.loads((tmp_path / masked_lm.RESULTS_FILE).read_text())["result"] == result
+    assert (tmp_path / "tokenizer.json").exists()
+
+    model = pretrained.load(tmp_path, dtype="float32")
+    assert (model.mask_id, model.config.eos_id) == (characters.MASK_ID, characters.EOS_ID)
+    assert sum(x.size for x in jax.tree.leaves(model.params)) == result["parameters"]
+    found = list(arithmetic.problems("train", 2))
+    prompts = [characters.encode(problem.question) for problem in found]
+    drawn = decode.sample(
+        model, jax.random.key(0), presets.llada(64, 32, 64, eos_id=characters.EOS_ID), prompts, prompt_length=112
+    )
+    texts = [characters.decode(tokens) for tokens in drawn.tokens]
+    assert [answers.number(text) for text in texts] == [str(problem.answer) for problem in found]
+    with pytest.raises(ValueError, match="holds a model already"):
+        masked_lm.train(made, tmp_path)
+
+
+def test_a_loss_that_is_not_finite_saves_nothing(tmp_path, monkeypatch):
+    broken = lambda state, *_, experiment: (state, jnp.float32(jnp.nan))
+    monkeypatch.setattr(masked_lm, "train_steps", broken)
+    with pytest.raises(FloatingPointError, match=r"loss is nan .* lower optimizer.learning_rate"):
+        masked_lm.train(config(), tmp_path / "run", say=lambda text: None)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(("size", "parameters"), [("drafter", 4_873_472), ("verifier", 25_018_880)])
+def test_sizes(size, parameters):
+    """Five to twenty-five million parameters; both read the same tokens."""
+    experiment = masked_lm.Experiment.from_config_dict(experiments.get_config(size).lock())
+    shapes = jax.eval_shape(lambda: masked_lm.init_params(experiment.model, jax.random.key(0)))
+    assert sum(x.size for x in jax.tree.leaves(shapes)) == parameters
+    assert experiment.model.vocab_size == characters.VOCAB_SIZE and experiment.model.dtype == "bfloat16"
+    assert f"configs/arithmetic.py:{size}" in experiments.__doc__
+
+
+@pytest.mark.parametrize(
+    ("fields", "named"),
+    [
+        ({"num_steps": 3}, "num_steps 3 is not divisible by log_every 2"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"ema_decay": 1.0}, "ema_decay"),
+        ({"prompt_length": 250}, "model.max_length 256"),
+        ({"least_ratio": 0.0}, "least_ratio"),
+    ],
+)
+def test_bad_settings(fields, named):
+    with pytest.raises(ValueError, match=named):
+        masked_lm.Experiment.from_config_dict(config(**fields))
+
+
+def test_unknown_size():
+    with pytest.raises(ValueError, match=r"arithmetic.py:huge is unknown: give drafter, verifier, tiny"):
+        experiments.get_config("huge")
