@@ -29,7 +29,7 @@ class Generator:
     Attributes:
         model: what decodes; under `DualConfig` the verifier. Satisfies `sampling.dual.interface.MaskedModel`.
         drafter: another network that drafts under `DualConfig`; None for `model` itself.
-        tokenizer: see `ChatTokenizer`.
+        tokenizer: see `ChatTokenizer`; None where prompts and answers are tokens.
         config: of the decoder.
         batch_size: rows computed at a time.
         pad_to: prompts are padded to multiples of so many tokens, each of which is compiled once.
@@ -37,7 +37,7 @@ class Generator:
 
     model: Any
     drafter: Any | None
-    tokenizer: ChatTokenizer
+    tokenizer: ChatTokenizer | None
     config: DecodeConfig | DualConfig
     batch_size: int = 8
     pad_to: int = 64
