@@ -5,8 +5,8 @@
         --config.data.test=/path/to/books_test.txt.xz
 
 Hardware: two H200, 883 s for 22,900 steps (3.0 G tokens, 3.57 M tokens/s), jax 0.11.2; one H100 takes about half an
-hour. Expect, on 4,096 validation sequences, a draft loss of 1.648 bits per character (a bound) and a target loss of 0.929
-(no bound); by distance the target equals the draft at 0 (1.657) and falls to 1.141 at 64 and above (draft 2.814).
+hour. Expect, on 4,096 validation sequences, a draft loss of 1.648 bits per character (a bound) and a target loss of
+0.929 (no bound); by distance the target equals the draft at 0 (1.657) and falls to 1.141 at 64 and above (draft 2.814).
 """
 
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from ssmd_jax.data.tokenizers import Tokenizer
-from ssmd_jax.evaluation import text
+from ssmd_jax.evaluation import operations, text
 from ssmd_jax.evaluation.acceptance import Acceptance, acceptance
 from ssmd_jax.evaluation.settings import WINDOWED, Setting
 from ssmd_jax.evaluation.statistics import Estimate, mean
@@ -34,6 +34,7 @@ class Row(NamedTuple):
         unigram_entropy: nats.
         bigram_entropy: nats.
         acceptance: share of the verified drafts that were accepted; nan where nothing is verified.
+        gflop: operations a sample, in 1e9, as `operations.gflop`; nan where they are not counted.
     """
 
     sampler: str
@@ -49,6 +50,7 @@ class Row(NamedTuple):
     unigram_entropy: float
     bigram_entropy: float
     acceptance: float
+    gflop: float = math.nan
 
 
 class Drawn(NamedTuple):
@@ -217,6 +219,8 @@ def compare(
     for setting in settings:
         drawn = draw(model, setting, key, length=length, num_samples=num_samples, batch_size=batch_size)
         row = measure(drawn, setting, tokenizer, batch_size=batch_size, words=words)
+        if hasattr(model, "config"):
+            row = row._replace(gflop=operations.gflop(model.config, setting, drawn.result))
         verify_cost = model.verify_cost if setting.sampler == "speculative" else 0.0
         known = setting.sampler in WINDOWED
         along = acceptance(drawn.result, model.trunk_cost, verify_cost) if known else None

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from ssmd_jax.evaluation import plot, tables
 from ssmd_jax.evaluation.statistics import Estimate, to_json
 
-COSTS = ("nfe", "seconds_per_sample")
+COSTS = ("nfe", "seconds_per_sample", "gflop")
 PASSES = (24, 44, 80)
 
 
@@ -105,7 +105,7 @@ def gain(baseline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], cost: s
 def gains(
     baseline_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], points: Sequence[int | str] = PASSES
 ) -> dict[str, list[Gain]]:
-    """The gains at some of the baseline's settings, for every cost.
+    """The gains at some of the baseline's settings, for every cost that all settings have.
 
     Args:
         baseline_rows: the baseline's settings.
@@ -122,7 +122,8 @@ def gains(
             what = f"setting {point}" if isinstance(point, str) else f"setting with {point} trunk passes"
             raise ValueError(f"the baseline has no {what}")
         chosen.append(near[0])
-    return {cost: [gain(row, rows, cost) for row in chosen] for cost in COSTS}
+    known = [cost for cost in COSTS if all(row.get(cost) is not None for row in (*chosen, *rows))]
+    return {cost: [gain(row, rows, cost) for row in chosen] for cost in known}
 
 
 def _label(row: Mapping[str, Any]) -> str:

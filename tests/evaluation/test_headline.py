@@ -16,6 +16,7 @@ def row(sampler, setting, passes, nfe, accuracy, error=0.0, entropy=2.8):
         "passes": float(passes),
         "nfe": {"value": float(nfe), "standard_error": 0.0},
         "seconds_per_sample": nfe / 100,
+        "gflop": 10.0 * nfe,
         "batch_size": 256,
         "spelling": {"value": accuracy, "standard_error": error},
         "unigram_entropy": entropy,
@@ -32,6 +33,8 @@ def test_gains_on_known_curves():
     for cost in headline.COSTS:
         for gain in found[cost]:
             assert gain.ratio.value == pytest.approx(3.0)
+    without = [{name: value for name, value in each.items() if name != "gflop"} for each in CANDIDATE]
+    assert set(headline.gains(BASELINE, without)) == {"nfe", "seconds_per_sample"}
     first = found["nfe"][0]
     assert first.baseline.label == "plain 24" and first.between == ("speculative 4", "speculative 8")
     # exactly at the point of 8 NFE: its own error and the baseline's, times the slope of log NFE
@@ -77,7 +80,7 @@ def test_files(tmp_path):
     pytest.importorskip("matplotlib")
     results, table = headline.compare_files(*files, (24, 80), [str(tmp_path / "gain.png"), str(tmp_path / "gain.svg")])
     assert [round(each["ratio"]["value"], 6) for each in results["nfe"]] == [3.0, 3.0]
-    assert len(table.splitlines()) == 5 and (tmp_path / "gain.svg").stat().st_size > 1000
+    assert len(table.splitlines()) == 7 and (tmp_path / "gain.svg").stat().st_size > 1000
     with pytest.raises(ValueError, match="no setting with 25 trunk passes"):
         headline.compare_files(*files, (25,))
     named, _ = headline.compare_files(*files, (24, BASELINE[0]["setting"]))
