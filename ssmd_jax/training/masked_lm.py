@@ -261,7 +261,9 @@ def train(config, output: os.PathLike | str, say: Callable[[str], None] = _say) 
     timed_steps = (calls - 1) * experiment.log_every
     per_step = (now - first_end) / timed_steps if timed_steps else math.nan
     value, error = held_out_loss(state.ema_params, experiment)
-    pretrained.save(folder, MaskedLanguageModel(state.ema_params, experiment.model))
+    # In the dtype of computation: no decoder reads more of it.
+    saved = jax.tree.map(lambda x: x.astype(experiment.model.compute_dtype), state.ema_params)
+    pretrained.save(folder, MaskedLanguageModel(saved, experiment.model))
     characters.write_tokenizer(folder)
     result = {
         "steps": experiment.num_steps,
