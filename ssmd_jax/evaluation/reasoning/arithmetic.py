@@ -146,8 +146,8 @@ def measure(
         seed: of what is random in a decoder.
 
     Returns:
-        `accuracy` (the number), `exact` (every step as the program wrote it), `drafter_forwards`, `verifier_forwards`
-        and `gflop` a problem, each with its standard error; `seconds` a problem, `answer_tokens`.
+        `accuracy` (the number), `exact` (every step as the program wrote it), `drafter_forwards`, `verifier_forwards`,
+        their sum `forwards`, `gflop` and `answer_tokens` a problem, each with its standard error; `seconds` a problem.
     """
     given = {"gen_length": gen_length, "block_length": block_length, **setting.arguments}
     config = decoders.make(setting.sampler, given, characters.EOS_ID)
@@ -180,6 +180,7 @@ def summary(
         "exact": [text == problem.solution for text, problem in zip(texts, asked, strict=True)],
         "drafter_forwards": count("drafter_forwards"),
         "verifier_forwards": count("verifier_forwards"),
+        "forwards": count("drafter_forwards") + count("verifier_forwards"),
         "gflop": flops / 1e9,
         "answer_tokens": count("num_tokens"),
     }

@@ -53,7 +53,7 @@ def test_summary_counts_what_a_dumb_twin_counts():
     found = arithmetic.summary(made, asked, 2e9, 5e9)
     assert (found["accuracy"], found["exact"], found["seconds"]) == (0.5, 0.25, 0.5)
     assert found["accuracy_standard_error"] == pytest.approx(math.sqrt(0.25 / 3))
-    assert (found["drafter_forwards"], found["verifier_forwards"]) == (1.5, 1.0)
+    assert (found["drafter_forwards"], found["verifier_forwards"], found["forwards"]) == (1.5, 1.0, 2.5)
     assert found["gflop"] == pytest.approx(2 * 15 + 5 * 176)
     assert found["answer_tokens"] == np.mean([len(text) + 1 for text in texts])
     json.dumps(found)
@@ -125,7 +125,7 @@ def test_a_run_is_taken_up_where_it_stopped(folders, tmp_path, monkeypatch):
     assert all(point["accuracy"] == 1 for point in found["points"].values())
     assert json.loads((tmp_path / "points" / arithmetic.RESULTS).read_text()) == found
     more = run(methods=["dkv"])
-    assert len(more["points"]) == 10 and len(more["margins"]) == 2 * 3
+    assert len(more["points"]) == 10 and len(more["margins"]) == 3 * 3
     with pytest.raises(ValueError, match="was made with num_problems 5, not 6"):
         arithmetic.evaluate(*folders, tmp_path / "points", num_problems=6, dtype="float32", methods=["dkv"])
 
@@ -152,6 +152,7 @@ def point(name: str, accuracy: float, seconds: float, networks: str = "verifier"
         "accuracy_standard_error": error,
         "seconds": seconds,
         "gflop": seconds,
+        "forwards": 10 * seconds,
     }
 
 
@@ -165,7 +166,7 @@ def test_margins_and_frontier():
         point("c3", 0.8, 4.0, "both"),
     ]
     found = frontier.margins(points)
-    assert len(found) == 6
+    assert len(found) == 9
     assert found["c1: seconds"] == {
         "margin": pytest.approx(0.2),
         "standard_error": math.hypot(0.02, 0.01),
