@@ -3,10 +3,12 @@
     python -m launch.benchmark_dual
     python -m launch.benchmark_dual --preset=llada8b --output=llada8b.json
     python -m launch.benchmark_dual --preset=llada8b --batches=1 --parts="dual step,full pass" --profile=traces
+    XLA_PYTHON_CLIENT_MEM_FRACTION=0.92 python -m launch.benchmark_dual --preset=llada8b --batches=16
 
 The preset llada8b has the shapes of LLaDA-8B with random bfloat16 weights, prompts of 512 tokens, 256 to generate in
-blocks of 32, 8 a pass; it takes about four minutes and 45 GB of one GPU. Progress and the table go to standard error;
-standard output is one line of JSON. A part that the device cannot run is one row with the reason.
+blocks of 32, 8 a pass: 16 GB of weights and, for 16 rows, some times 6.4 GB of keys and values. All parts are compiled
+before the first is timed. Progress and the table go to standard error; standard output is one line of JSON. A part that
+the device cannot run is one row with the reason.
 """
 
 import json

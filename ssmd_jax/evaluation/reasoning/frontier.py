@@ -81,6 +81,7 @@ def plot(points: Sequence[Mapping[str, Any]], path: os.PathLike | str) -> None:
     check()
     from matplotlib import colormaps
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(18, 6), layout="constrained")
     panels = figure.subplots(1, len(COSTS), sharey=True)
@@ -103,6 +104,9 @@ def plot(points: Sequence[Mapping[str, Any]], path: os.PathLike | str) -> None:
                 label=method,
             )
         axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.set_xlabel(label)
     panels[0].set_ylabel("accuracy")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
