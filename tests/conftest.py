@@ -31,28 +31,12 @@ def few_programs():
         gc.collect()
 
 
-# Cases of a parametrised test whose neighbours say nearly the same in less time.
-SLOW_CASES = (
-    "test_window_equals_full[three causal blocks]",
-    "test_window_equals_full[no residual]",
-    "test_window_equals_full[two causal blocks]",
-    "test_window_equals_full[halves]",
-    "test_target_equals_draft_at_initialisation[query_next-bfloat16]",
-    "test_target_equals_draft_at_initialisation[halves-float32]",
-    "test_target_equals_draft_at_initialisation[halves-bfloat16]",
-    "test_target_equals_draft_at_initialisation[bfloat16]",
-    "test_naive_model_gives_the_same_samples[full, lengths, reordered, tied]",
-    "test_tabular[p2, planner]",
-    "test_row_alone_equals_row_in_batch[speculative-confidence]",
-    "test_a_network_through_slots[full rows]",
-    "test_samples_do_not_depend_on_the_sizes[network budget-speculative]",
-    "test_a_loaded_network_over_the_mesh_a_newcomer_makes[outside]",
-    "test_padding_changes_nothing[dream]",
-)
+# Tests that quicker neighbours stand for, a line each: a test with its file, or the name of a case alone.
+SLOW_CASES = frozenset(pathlib.Path(__file__).with_name("slow_cases.txt").read_text(encoding="utf-8").splitlines())
 
 
 def pytest_collection_modifyitems(items):
-    """Marks the slow cases, which a decorator would mark with all others of their function."""
+    """Marks the slow cases, many of which a decorator would mark with all others of their function."""
     for item in items:
-        if item.name in SLOW_CASES:
+        if item.name in SLOW_CASES or item.nodeid in SLOW_CASES:
             item.add_marker(pytest.mark.slow)

@@ -12,6 +12,10 @@ SIZES = ["--num_samples=6", "--batch_size=4", "--likelihood_sequences=3", "--ord
 SETTINGS = "--settings=plain:0.1,speculative:0.2:3,speculative:full:16"
 
 
+# One run of the program for all of them, which compiles every sampler.
+pytestmark = pytest.mark.slow
+
+
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     folder = tmp_path_factory.mktemp("evaluate")
