@@ -22,6 +22,7 @@ _CANDIDATE = flags.DEFINE_list("candidate", None, "Files with the speculative sa
 _PASSES = flags.DEFINE_list(
     "passes", [str(count) for count in headline.PASSES], "Trunk passes, or names, of the baseline's settings."
 )
+_JUDGED = flags.DEFINE_string("judged", None, "File of launch/judge.py: bits per byte instead of spelling accuracy.")
 _PLOTS = flags.DEFINE_list("plots", [], "Pictures to write; their endings name the formats.")
 
 
@@ -31,6 +32,7 @@ def main():
         _CANDIDATE.value,
         [int(point) if point.isdigit() else point for point in _PASSES.value],
         _PLOTS.value,
+        _JUDGED.value,
     )
     print(table, file=sys.stderr, flush=True)
     return results

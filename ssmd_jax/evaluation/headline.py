@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ssmd_jax.evaluation import plot, tables
+from ssmd_jax.evaluation.report import file_stem
 from ssmd_jax.evaluation.statistics import Estimate, to_json
 
 COSTS = ("nfe", "seconds_per_sample", "gflop")
@@ -25,7 +26,7 @@ class Point(NamedTuple):
     Attributes:
         label: sampler and setting.
         cost: of a sample, in the unit of the curve.
-        quality: spelling accuracy.
+        quality: spelling accuracy, or what `judged_rows` says.
     """
 
     label: str
@@ -133,12 +134,29 @@ def _label(row: Mapping[str, Any]) -> str:
 def _point(row: Mapping[str, Any], cost: str) -> Point:
     value = row[cost]
     cost_value = value["value"] if isinstance(value, Mapping) else value
-    return Point(_label(row), float(cost_value), Estimate(row["spelling"]["value"], row["spelling"]["standard_error"]))
+    quality = row.get("quality", row["spelling"])
+    return Point(_label(row), float(cost_value), Estimate(quality["value"], quality["standard_error"]))
+
+
+def judged_rows(rows: Sequence[Mapping[str, Any]], judged: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The settings whose texts a language model has judged; their quality is minus its bits per byte.
+
+    Args:
+        rows: entries of "samplers" in what `launch/evaluate.py` wrote.
+        judged: what `launch/judge.py` wrote of the texts that `launch/evaluate.py --texts` kept.
+    """
+    found = {pathlib.Path(file).stem: figures["bits_per_byte"] for file, figures in judged["files"].items()}
+    kept = []
+    for row in rows:
+        stem = file_stem(f"{row['sampler']}_{row['setting']}")
+        if stem in found:
+            kept.append({**row, "quality": {**found[stem], "value": -found[stem]["value"]}})
+    return kept
 
 
 def gains_table(found: Mapping[str, Sequence[Gain]]) -> str:
     """One line a cost and point of the baseline: both costs, their ratio with two standard errors, entropy."""
-    lines = [("cost", "baseline", "accuracy", "its cost", "ours", "ratio", "+-2se", "entropy", "between")]
+    lines = [("cost", "baseline", "quality", "its cost", "ours", "ratio", "+-2se", "entropy", "between")]
     for cost, points in found.items():
         for each in points:
             number = lambda value, form: "-" if math.isnan(value) else format(value, form)
@@ -177,7 +195,11 @@ def read_rows(files: Sequence[os.PathLike | str], sampler: str) -> list[dict[str
 
 
 def compare_files(
-    baseline: Sequence[str], candidate: Sequence[str], points: Sequence[int | str], plots: Sequence[str] = ()
+    baseline: Sequence[str],
+    candidate: Sequence[str],
+    points: Sequence[int | str],
+    plots: Sequence[str] = (),
+    judged: str | None = None,
 ) -> tuple[dict[str, Any], str]:
     """Gains of a candidate over a baseline: what `launch/compare.py` does.
 
@@ -186,6 +208,7 @@ def compare_files(
         candidate: files with the speculative sampler.
         points: as in `gains`: the baseline's settings that name the qualities.
         plots: pictures to write; their endings name the formats.
+        judged: file of `launch/judge.py`, whose bits per byte take the place of spelling accuracy; None for none.
 
     Returns:
         JSON values by cost, and the table.
@@ -195,6 +218,12 @@ def compare_files(
         ImportError: for plots without matplotlib.
     """
     baseline_rows, rows = read_rows(baseline, "plain"), read_rows(candidate, "speculative")
+    if judged is not None:
+        try:
+            content = json.loads(pathlib.Path(os.path.expanduser(judged)).read_text(encoding="utf-8"))
+            baseline_rows, rows = judged_rows(baseline_rows, content), judged_rows(rows, content)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{judged} is no file of launch/judge.py: {error}") from None
     found = gains(baseline_rows, rows, points)
     for path in plots:
         plot.rows_figure([*baseline_rows, *rows]).savefig(os.path.expanduser(path), dpi=120)

@@ -266,6 +266,11 @@ def evaluate_workdir(
     return {"workdir": str(workdir), **results}
 
 
+def file_stem(name: str) -> str:
+    """The name of texts as part of a file's name."""
+    return re.sub(r"[^\w.=+-]+", "_", name)
+
+
 def write_texts(folder: os.PathLike | str, name: str, texts: Sequence[str]) -> pathlib.Path:
     """Writes texts where `launch/judge.py` reads them: JSON with "samples".
 
@@ -277,7 +282,7 @@ def write_texts(folder: os.PathLike | str, name: str, texts: Sequence[str]) -> p
     Returns:
         The file.
     """
-    file = pathlib.Path(os.path.expanduser(folder)) / (re.sub(r"[^\w.=+-]+", "_", name) + ".json")
+    file = pathlib.Path(os.path.expanduser(folder)) / f"{file_stem(name)}.json"
     file.write_text(json.dumps({"name": name, "samples": list(texts)}), encoding="utf-8")
     return file
 

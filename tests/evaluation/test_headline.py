@@ -92,3 +92,25 @@ def test_files(tmp_path):
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(ValueError, match=r"is no file of launch/evaluate\.py"):
         headline.compare_files([str(tmp_path / "bad.json")], files[1], (24,))
+
+
+def test_a_judge_in_place_of_spelling(tmp_path):
+    """Bits per byte that fall as accuracy rises give the same gains; settings that nobody judged are left out."""
+    for name, rows in (("plain", BASELINE), ("hybrid", CANDIDATE)):
+        (tmp_path / f"{name}.json").write_text(json.dumps({"samplers": rows}))
+    bits = lambda each: {"value": 2 - each["spelling"]["value"], "standard_error": each["spelling"]["standard_error"]}
+    files = {
+        f"/somewhere/{each['sampler']}_{each['setting']}.json": {"bits_per_byte": bits(each)}
+        for each in [*BASELINE, *CANDIDATE]
+    }
+    (tmp_path / "judged.json").write_text(json.dumps({"files": files}))
+    paths = [str(tmp_path / "plain.json")], [str(tmp_path / "hybrid.json")]
+    judged, _ = headline.compare_files(*paths, (24, 80), judged=str(tmp_path / "judged.json"))
+    spelled, _ = headline.compare_files(*paths, (24, 80))
+    for one, other in zip(judged["nfe"], spelled["nfe"], strict=True):
+        assert one["ratio"]["value"] == pytest.approx(other["ratio"]["value"])
+        assert one["ratio"]["standard_error"] == pytest.approx(other["ratio"]["standard_error"])
+    files.pop(f"/somewhere/plain_{BASELINE[0]['setting']}.json")
+    assert len(headline.judged_rows(BASELINE, {"files": files})) == len(BASELINE) - 1
+    with pytest.raises(ValueError, match=r"no file of launch/judge\.py"):
+        headline.compare_files(*paths, (24,), judged=str(tmp_path / "plain.json"))
