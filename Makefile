@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-WORKDIR ?= runs/quickstart
 # No warnings of the TensorFlow runtime that jaxlib carries.
 export TF_CPP_MIN_LOG_LEVEL ?= 2
 
