@@ -1,5 +1,7 @@
 """Samples of a trained run as text: what `launch/sample.py` does."""
 
+import contextlib
+import math
 import os
 import pathlib
 import sys
@@ -11,6 +13,7 @@ from rich.console import Console
 
 import ssmd_jax
 from ssmd_jax.data.tokenizers import Tokenizer
+from ssmd_jax.diffusion.schedule import BudgetError
 from ssmd_jax.evaluation import bench, trace
 from ssmd_jax.evaluation.critics import critic_of
 from ssmd_jax.evaluation.prompts import GAP, encode_prompt
@@ -88,7 +91,7 @@ def draw(
             those of the training sequences where the run was trained on sequences of any length.
         nfe: mean function evaluations of a sample, for "plain" and "speculative": the best windows for it, from the
             workdir's profile. None for a sixteenth of the tokens where there is a profile, and neither windows, rounds
-            nor another length are given; else for what the config says.
+            nor another length are given, and windows as cheap as that; else for what the config says.
         seed: of all random numbers.
         prompt, infill, gap: as in `prompts.encode_prompt`.
         **flags: arguments of the sampler that are flags of their own; for "plain" and "speculative" they go before the
@@ -107,10 +110,17 @@ def draw(
     if nfe is not None and (windows or sampler not in WINDOWED):
         other = windows[0] if windows else f"sampler {sampler}"
         raise ValueError(f"nfe chooses windows of the plain and speculative samplers: leave out nfe or {other}")
-    if nfe is None and sampler in WINDOWED and not windows and length is None and (workdir / PROFILE_FILE).is_file():
-        nfe = experiment.length / TOKENS_PER_NFE
+    if nfe is not None and not 0 < nfe < math.inf:
+        raise ValueError(f"nfe must be positive, got {nfe}")
+    if nfe is not None and length not in (None, experiment.length):
+        raise ValueError(f"nfe chooses windows for {experiment.length} tokens: leave out nfe or length")
     if nfe is not None:
         config = with_best_windows(config, sampler, Profile.load(workdir / PROFILE_FILE), nfe)
+    elif sampler in WINDOWED and not windows and length is None and (workdir / PROFILE_FILE).is_file():
+        profile = Profile.load(workdir / PROFILE_FILE)
+        # Short sequences have no windows as cheap as that: the config's stay.
+        with contextlib.suppress(BudgetError):
+            config = with_best_windows(config, sampler, profile, experiment.length / TOKENS_PER_NFE)
     setting = Setting(sampler, sampler, config, critic_of(config, model, workdir))
     lengths = None
     if experiment.data.rows == "sequences" and length is prompt is infill is None:

@@ -217,12 +217,14 @@ def compare_files(
         ValueError: as `read_rows` and `gains`.
         ImportError: for plots without matplotlib.
     """
+    if judged is not None and plots:
+        raise ValueError("plots show spelling accuracy: leave out plots or judged")
     baseline_rows, rows = read_rows(baseline, "plain"), read_rows(candidate, "speculative")
     if judged is not None:
         try:
             content = json.loads(pathlib.Path(os.path.expanduser(judged)).read_text(encoding="utf-8"))
             baseline_rows, rows = judged_rows(baseline_rows, content), judged_rows(rows, content)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{judged} is no file of launch/judge.py: {error}") from None
     found = gains(baseline_rows, rows, points)
     for path in plots:

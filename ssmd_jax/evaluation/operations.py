@@ -25,9 +25,12 @@ def gflop(config: HybridConfig, setting: Setting, result: SampleResult) -> float
         result: rows of full length.
 
     Returns:
-        nan for samplers other than "plain" and "speculative", and for trunks that are not our own.
+        nan for samplers other than "plain" and "speculative", for trunks that are not our own, and under a budget,
+        which merges windows.
     """
     if setting.sampler not in ("plain", "speculative") or config.trunk != "own":
+        return math.nan
+    if setting.config.budget_nfe is not None:
         return math.nan
     batch, length = np.asarray(result.status).shape
     history = split_passes(result)

@@ -20,8 +20,9 @@ from ssmd_jax.data.lengths import LengthLaw
 from ssmd_jax.evaluation import bench
 from ssmd_jax.evaluation.critics import critic_of
 from ssmd_jax.evaluation.protein_tools import write_fasta
-from ssmd_jax.evaluation.settings import parse_settings, sweep_settings, with_critics
+from ssmd_jax.evaluation.settings import needs_profile, parse_settings, sweep_settings, with_critics
 from ssmd_jax.evaluation.statistics import ratio, to_json
+from ssmd_jax.sampling.recommend import PROFILE_FILE, Profile
 from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.loading import load_lengths
 
@@ -120,7 +121,11 @@ def draw_workdir(
         raise ValueError(f"the run {workdir} was trained on text: draw with launch/evaluate.py")
     if settings_text is None and samplers is None:
         raise ValueError("give settings or samplers to draw with")
-    settings = [] if settings_text is None else parse_settings(settings_text, experiment.sampling)
+    profile, settings = None, []
+    if settings_text is not None and needs_profile(settings_text):
+        profile = Profile.load(pathlib.Path(os.path.expanduser(workdir)) / PROFILE_FILE)
+    if settings_text is not None:
+        settings = parse_settings(settings_text, experiment.sampling, profile)
     if samplers is not None:
         settings += with_critics(
             sweep_settings(samplers, sweep, experiment.sampling), lambda config: critic_of(config, model, workdir)

@@ -180,10 +180,14 @@ def evaluate(
         progress=progress,
     )
     if texts is not None:
-        write_texts(texts, "held_out", [tokenizer.decode(row) for row in reference])
-        for each in compared:
-            name = f"{each.row.sampler}_{each.row.setting}"
-            write_texts(texts, name, [tokenizer.decode(row) for row in each.tokens])
+        try:
+            write_texts(texts, "held_out", [tokenizer.decode(row) for row in reference])
+            for each in compared:
+                name = f"{each.row.sampler}_{each.row.setting}"
+                write_texts(texts, name, [tokenizer.decode(row) for row in each.tokens])
+        except OSError as error:
+            # A disk that has filled up meanwhile must not lose the figures, which are not yet printed.
+            progress(f"the texts could not all be kept in {texts}: {error.strerror}")
     progress(tables.samplers_table([each.row for each in compared]))
     for each in compared:
         if each.row.sampler == "speculative":

@@ -148,7 +148,8 @@ def _load_release(path: os.PathLike | str, config: ExperimentConfig) -> tuple[An
 def export(path: os.PathLike | str, output: os.PathLike | str, dtype: str) -> dict[str, Any]:
     """Writes a trained model without what only training needs: what `launch/export.py` does.
 
-    Of the paths of the data only the names are kept: the folders of one machine mean nothing on another.
+    Of the paths of the data, and of the run it started from, only the names are kept: the folders of one machine mean
+    nothing on another.
 
     Args:
         path: a workdir, or another release.
@@ -173,7 +174,9 @@ def export(path: os.PathLike | str, output: os.PathLike | str, dtype: str) -> di
     (output / workdir.WEIGHTS).unlink(missing_ok=True)
     tokenizer.save(output / workdir.TOKENIZER)
     data = dataclasses.replace(config.data.in_folder(""), cache_dir=None)
-    (output / workdir.CONFIG_FILE).write_text(dataclasses.replace(config, data=data).to_json(), encoding="utf-8")
+    training = dataclasses.replace(config.training, init_from=os.path.basename(config.training.init_from.rstrip("/")))
+    released_config = dataclasses.replace(config, data=data, training=training)
+    (output / workdir.CONFIG_FILE).write_text(released_config.to_json(), encoding="utf-8")
     for name in (workdir.DATA_FILE, workdir.LENGTHS_FILE, PROFILE_FILE):
         if (pathlib.Path(path) / name).is_file():
             shutil.copyfile(pathlib.Path(path) / name, output / name)

@@ -7,6 +7,7 @@ import pytest
 
 import ssmd_jax
 from ssmd_jax.evaluation import generate
+from ssmd_jax.evaluation.settings import make_config
 from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.recommend import PROFILE_FILE, Profile, recommend
 from ssmd_jax.training import loading, workdir
@@ -72,8 +73,16 @@ def test_windows_are_the_best_ones_where_there_is_a_profile(drawn, tmp_path):
     generate.draw(tmp_path)
     assert all(isinstance(setting.config, SpeculativeConfig) for setting in drawn)
     assert not {setting.config.window for setting in drawn} & {each.window for each in best}
-    for given in ({"nfe": 12, "window": "full"}, {"nfe": 12, "sampler": "eb"}, {"nfe": 1}):
+    bad = [{"nfe": 12, "window": "full"}, {"nfe": 12, "sampler": "eb"}, {"nfe": 12, "length": 20}]
+    for given in (*bad, {"nfe": 1}, {"nfe": float("nan")}):
         with pytest.raises(ValueError, match="nfe"):
             generate.draw(None, **given)
     with pytest.raises(ValueError, match=r"launch/tune\.py measures one"):
         generate.draw(tmp_path, nfe=12)
+
+
+def test_windows_that_would_cost_too_much_are_not_the_default(drawn, monkeypatch):
+    """A short run's cheapest windows may need more than a sixteenth of its tokens."""
+    monkeypatch.setattr(generate, "TOKENS_PER_NFE", 128)
+    generate.draw(None)
+    assert drawn[0].config == make_config(workdir.read_config(loading.released()).sampling)
