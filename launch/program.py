@@ -9,6 +9,7 @@ import contextlib
 import json
 import re
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,8 @@ def _flag_sentence(error: Exception) -> str:
 
 
 def _fail(text: str) -> None:
+    # The sentence is the last word: what threads and unfinished saves complain of at exit would follow it.
+    sys.unraisablehook = threading.excepthook = lambda _: None
     print(f"error: {text}", file=sys.stderr, flush=True)
     sys.exit(1)
 
