@@ -7,7 +7,6 @@ held-out natural protein is given and the rest filled in.
 import json
 import os
 import pathlib
-import re
 import sys
 from typing import Any, NamedTuple
 
@@ -18,11 +17,11 @@ import ssmd_jax
 from ssmd_jax.data import fasta, sources
 from ssmd_jax.data.lengths import LengthLaw
 from ssmd_jax.evaluation import bench
-from ssmd_jax.evaluation.critics import critic_of
+from ssmd_jax.evaluation.critics import run_settings
 from ssmd_jax.evaluation.protein_tools import write_fasta
-from ssmd_jax.evaluation.settings import needs_profile, parse_settings, sweep_settings, with_critics
+from ssmd_jax.evaluation.proteins import spread
+from ssmd_jax.evaluation.report import file_stem
 from ssmd_jax.evaluation.statistics import ratio, to_json
-from ssmd_jax.sampling.recommend import PROFILE_FILE, Profile
 from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.loading import load_lengths
 
@@ -69,7 +68,7 @@ def scaffold(naturals: list[str], tokenizer, count: int, length: int, keep: floa
         raise ValueError(f"keep must lie between 0 and 1, both excluded, got {keep}")
     if len(naturals) < count:
         raise ValueError(f"there are {len(naturals)} natural proteins that fit, fewer than num_samples = {count}")
-    naturals = [naturals[n * len(naturals) // count] for n in range(count)]
+    naturals = spread(naturals, count)
     rng = np.random.default_rng(seed)
     tokens_NxD, given_NxD = np.zeros((count, length), np.int32), np.zeros((count, length), bool)
     for row, sequence in enumerate(naturals):
@@ -121,15 +120,7 @@ def draw_workdir(
         raise ValueError(f"the run {workdir} was trained on text: draw with launch/evaluate.py")
     if settings_text is None and samplers is None:
         raise ValueError("give settings or samplers to draw with")
-    profile, settings = None, []
-    if settings_text is not None and needs_profile(settings_text):
-        profile = Profile.load(pathlib.Path(os.path.expanduser(workdir)) / PROFILE_FILE)
-    if settings_text is not None:
-        settings = parse_settings(settings_text, experiment.sampling, profile)
-    if samplers is not None:
-        settings += with_critics(
-            sweep_settings(samplers, sweep, experiment.sampling), lambda config: critic_of(config, model, workdir)
-        )
+    settings = run_settings(workdir, model, experiment.sampling, settings_text, samplers, sweep)
     length = experiment.length
     if scaffolds is None:
         task = whole(load_lengths(workdir), num_samples, length, seed)
@@ -157,7 +148,7 @@ def draw_workdir(
             lengths=task.lengths_N,
         )
         row = bench.measure(drawn, setting, tokenizer, batch_size=batch_size)
-        file = re.sub(r"[^\w.=+-]+", "_", f"{row.sampler}_{row.setting}") + ".fasta"
+        file = f"{file_stem(f'{row.sampler}_{row.setting}')}.fasta"
         tokens_NxD = drawn.result.tokens
         rows = zip(tokens_NxD, task.lengths_N, strict=True)
         write_fasta(output / file, [tokenizer.decode(tokens_D[:size]) for tokens_D, size in rows])

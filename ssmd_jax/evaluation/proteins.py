@@ -282,8 +282,8 @@ def judge_files(
         raise ValueError(f"sets are named as their files, and {', '.join(repeated)} is taken twice")
     *drawn, held_out = ([s for _, s in sources.read_sequences(path)] for path in (*samples, natural))
     count = min(num_sequences, *map(len, drawn), len(held_out))
-    held_out = _spread(held_out, count)
-    sets = {name: _spread(one, count) for name, one in zip(names, drawn, strict=True)}
+    held_out = spread(held_out, count)
+    sets = {name: spread(one, count) for name, one in zip(names, drawn, strict=True)}
     sets |= {"natural": held_out, "shuffled": shuffled(held_out, seed)}
     model, tokenizer = (None, None) if workdir is None else ssmd_jax.load(os.path.expanduser(workdir))[:2]
     say = lambda text: print(text, file=sys.stderr, flush=True)
@@ -297,5 +297,6 @@ def set_name(path: os.PathLike | str) -> str:
     return pathlib.Path(path).name.split(".fa")[0]
 
 
-def _spread(sequences: list[str], count: int) -> list[str]:
+def spread(sequences: list[str], count: int) -> list[str]:
+    """So many of the sequences, evenly spread over them."""
     return [sequences[n * len(sequences) // count] for n in range(count)]

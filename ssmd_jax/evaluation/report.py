@@ -16,21 +16,12 @@ from ssmd_jax.data.buckets import Sequences
 from ssmd_jax.data.pipeline import Data, Records
 from ssmd_jax.data.tokenizers import Tokenizer
 from ssmd_jax.evaluation import bench, likelihood, tables, text
-from ssmd_jax.evaluation.critics import critic_of
-from ssmd_jax.evaluation.settings import (
-    DEFAULT_SETTINGS,
-    Setting,
-    make_config,
-    needs_profile,
-    parse_settings,
-    sweep_settings,
-    with_critics,
-)
+from ssmd_jax.evaluation.critics import run_settings
+from ssmd_jax.evaluation.settings import DEFAULT_SETTINGS, Setting, make_config
 from ssmd_jax.evaluation.statistics import to_json
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.networks import make_network
 from ssmd_jax.sampling.config import SpeculativeConfig
-from ssmd_jax.sampling.recommend import PROFILE_FILE, Profile
 from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.validation import Validation, make_eval_step, validate
 
@@ -241,18 +232,9 @@ def evaluate_workdir(
     words = None if word_list is None else text.read_word_list(word_list)
     model, tokenizer, config = ssmd_jax.load(os.path.expanduser(workdir))
     experiment = ExperimentConfig.from_config_dict(config)
-    if sweep and samplers is None:
-        raise ValueError("sweep needs samplers to run through: give their names")
     if settings_text is None and samplers is None:
         settings_text = DEFAULT_SETTINGS
-    profile, settings = None, []
-    if settings_text is not None and needs_profile(settings_text):
-        profile = Profile.load(pathlib.Path(os.path.expanduser(workdir)) / PROFILE_FILE)
-    if settings_text is not None:
-        settings += parse_settings(settings_text, experiment.sampling, profile)
-    if samplers is not None:
-        named = sweep_settings(samplers, sweep, experiment.sampling)
-        settings += with_critics(named, lambda config: critic_of(config, model, workdir))
+    settings = run_settings(workdir, model, experiment.sampling, settings_text, samplers, sweep)
     check_sizes(**{name: value for name, value in options.items() if name not in ("seed", "split", "texts")})
     if options.get("texts") is not None:
         os.makedirs(os.path.expanduser(options["texts"]), exist_ok=True)
