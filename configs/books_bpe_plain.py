@@ -10,14 +10,9 @@ validation loss of 5.576 bits per token.
 
 from ml_collections import ConfigDict
 
-from configs import books_bpe
+from configs import books_bpe, books_char_plain
 
 
 def get_config() -> ConfigDict:
     """Subwords of books, no causal part."""
-    config = books_bpe.get_config()
-    config.model.n_noncausal = 12
-    config.model.n_causal = 0
-    config.model.unroll = 12
-    config.loss.target_weight = 0.0
-    return config
+    return books_char_plain.without_causal_part(books_bpe.get_config())

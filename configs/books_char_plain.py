@@ -15,7 +15,11 @@ from configs import books_char
 
 def get_config() -> ConfigDict:
     """Characters of books, no causal part."""
-    config = books_char.get_config()
+    return without_causal_part(books_char.get_config())
+
+
+def without_causal_part(config: ConfigDict) -> ConfigDict:
+    """The baseline of a hybrid of 11 + 1 blocks: 12 bidirectional ones; `config` itself is changed."""
     config.model.n_noncausal = 12
     config.model.n_causal = 0
     config.model.unroll = 12

@@ -134,7 +134,7 @@ def _label(row: Mapping[str, Any]) -> str:
 def _point(row: Mapping[str, Any], cost: str) -> Point:
     value = row[cost]
     cost_value = value["value"] if isinstance(value, Mapping) else value
-    quality = row.get("quality", row["spelling"])
+    quality = row["quality"] if "quality" in row else row["spelling"]
     return Point(_label(row), float(cost_value), Estimate(quality["value"], quality["standard_error"]))
 
 

@@ -161,10 +161,10 @@ def gains(rows: Sequence[Mapping[str, Any]], baseline: str = BASELINE) -> dict[s
 
 
 def _as_headline(row: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """A setting under the names that `headline` knows: quality is called spelling there, variety unigram entropy."""
+    """A setting under the names that `headline` knows: variety is called unigram entropy there."""
     variety = math.nan if row.get("diversity") is None else row["diversity"]
-    of_quality = {"spelling": score(name, row[name])._asdict(), "unigram_entropy": variety}
-    return {"sampler": row["sampler"], "setting": row["setting"], "nfe": row["nfe"], "judged": row[name], **of_quality}
+    figures = {"quality": score(name, row[name])._asdict(), "unigram_entropy": variety}
+    return {"sampler": row["sampler"], "setting": row["setting"], "nfe": row["nfe"], "judged": row[name], **figures}
 
 
 def _gain(baseline: Mapping[str, Any], rows: list[dict[str, Any]], name: str, sampler: str, best: float) -> ProteinGain:

@@ -3,7 +3,7 @@
 import dataclasses
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from ssmd_jax.diffusion.window import window_by_name
@@ -151,13 +151,24 @@ def parse(name: str, text: str) -> dict[str, Any]:
     Raises:
         ValueError: naming the sampler and the argument.
     """
-    found = {}
+    return {field: read_value(name, field, value) for field, value in pairs(text, f"sampler {name}")}
+
+
+def pairs(text: str, whose: str) -> Iterator[tuple[str, str]]:
+    """Names and values of `NAME=VALUE,...`, both as text.
+
+    Args:
+        text: to read; "" holds none.
+        whose: for errors.
+
+    Raises:
+        ValueError: where an equals sign is missing.
+    """
     for item in filter(None, (item.strip() for item in text.split(","))):
         field, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
-            raise ValueError(f"arguments of sampler {name} must be NAME=VALUE, separated by commas, got {item!r}")
-        found[field] = read_value(name, field, value)
-    return found
+            raise ValueError(f"arguments of {whose} must be NAME=VALUE, separated by commas, got {item!r}")
+        yield field, value
 
 
 def read_value(name: str, field: str, text: str) -> Any:

@@ -24,6 +24,7 @@ from ssmd_jax.evaluation.benchmark import masked_lm, program
 from ssmd_jax.evaluation.benchmark.bench import Bench, ceilings_of, to_stderr
 from ssmd_jax.evaluation.benchmark.dual_settings import DualSettings, make_settings
 from ssmd_jax.evaluation.benchmark.rows import Row, table
+from ssmd_jax.evaluation.reasoning.decoders import drafting_of
 from ssmd_jax.evaluation.statistics import to_json
 from ssmd_jax.sampling.dual import decode, dualdiffusion, passes
 from ssmd_jax.sampling.dual.config import DecodeConfig
@@ -185,7 +186,7 @@ def kinds_of_passes(settings: DualSettings, config, result: Result) -> tuple[int
     Raises:
         RuntimeError: where the decoder did not make the passes of its schedule, so that the figures would mean nothing.
     """
-    drafting = config.drafting if isinstance(config, DualConfig) else config
+    drafting = drafting_of(config)
     drafted, verified = int(result.drafter_passes), int(result.verifier_passes)
     if drafted != settings.steps:
         raise RuntimeError(f"the decoder made {drafted} draft passes, and its schedule has {settings.steps}")

@@ -10,6 +10,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from ssmd_jax.sampling import registry
 from ssmd_jax.sampling.dual import presets, rules
 from ssmd_jax.sampling.dual.commit import Commit, Factor, Fixed, Threshold
 from ssmd_jax.sampling.dual.config import DecodeConfig
@@ -133,10 +134,7 @@ def parse(text: str) -> dict[str, Any]:
         ValueError: where an equals sign is missing.
     """
     found = {}
-    for item in filter(None, (item.strip() for item in text.split(","))):
-        name, equals, value = (part.strip() for part in item.partition("="))
-        if not equals:
-            raise ValueError(f"arguments of a sampler must be NAME=VALUE, separated by commas, got {item!r}")
+    for name, value in registry.pairs(text, "a sampler"):
         try:
             found[name] = json.loads({"none": "null"}.get(value.lower(), value.lower()))
         except ValueError:

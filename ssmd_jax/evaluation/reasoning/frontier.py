@@ -1,10 +1,12 @@
 """Which decoders of a pair of networks are worth their cost: accuracy against seconds, operations and forwards."""
 
-import importlib.util
 import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from ssmd_jax.evaluation.benchmark.plot import check
+from ssmd_jax.evaluation.plot import scale_cost
 
 # What a point costs: field, label of its axis, and scale of the label's unit. A forward of the drafter counts as one of
 # the verifier: that is the papers' budget, and says little where the drafter is another network.
@@ -60,12 +62,6 @@ def frontier(points: Sequence[Mapping[str, Any]], cost: str) -> list[Mapping[str
     return kept
 
 
-def check() -> None:
-    """Raises `ImportError` without matplotlib, which is of the extra `eval`: measuring does not need it."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError("plotting needs matplotlib: pip install ssmd_jax[eval]")
-
-
 def plot(points: Sequence[Mapping[str, Any]], path: os.PathLike | str) -> None:
     """Draws accuracy with two standard errors against each cost, a line through the points of a method.
 
@@ -76,12 +72,11 @@ def plot(points: Sequence[Mapping[str, Any]], path: os.PathLike | str) -> None:
         path: of the picture; its ending names the format.
 
     Raises:
-        ImportError: as `check`.
+        ImportError: without matplotlib.
     """
     check()
     from matplotlib import colormaps
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     figure = Figure(figsize=(18, 6), layout="constrained")
     panels = figure.subplots(1, len(COSTS), sharey=True)
@@ -103,11 +98,7 @@ def plot(points: Sequence[Mapping[str, Any]], path: os.PathLike | str) -> None:
                 color=colours[method],
                 label=method,
             )
-        axes.set_xscale("log")
-        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.set_xlabel(label)
+        scale_cost(axes, label)
     panels[0].set_ylabel("accuracy")
     figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small")
     figure.savefig(path)
