@@ -3,7 +3,6 @@
 import math
 import os
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from ssmd_jax.sampling.recommend import PROFILE_FILE, Profile
 from ssmd_jax.training import loop
 from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.loading import released
+from ssmd_jax.training.terminal import say
 
 # Settings at which both samplers of the released model spell about alike (README, results). Few samples: a CPU takes
 # half a second for a trunk pass over four rows.
@@ -49,7 +49,7 @@ def draw_released(settings: str = RELEASED_SETTINGS, folder: os.PathLike | str |
     experiment = ExperimentConfig.from_config_dict(config)
     rows = []
     for setting in parse_settings(settings, experiment.sampling, Profile.load(folder / PROFILE_FILE)):
-        print(f"{setting.sampler} {setting.label}: compiling, then drawing", file=sys.stderr, flush=True)
+        say(f"{setting.sampler} {setting.label}: compiling, then drawing")
         size = {"length": experiment.length, "num_samples": NUM_RELEASED, "batch_size": NUM_RELEASED}
         drawn = bench.draw(model, setting, jax.random.key(experiment.seed), **size)
         rows.append(bench.measure(drawn, setting, tokenizer, batch_size=NUM_RELEASED))
@@ -97,7 +97,7 @@ def demo(config: ml_collections.ConfigDict, workdir: os.PathLike | str) -> dict[
         num_samples=NUM_SAMPLES,
         batch_size=NUM_SAMPLES,
         words=words,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=say,
     )
     samples = [tokenizer.decode(row) for row in compared[-1].tokens[:NUM_SHOWN]]
     print(f"\nSamples, {compared[-1].row.sampler} {compared[-1].row.setting}:")

@@ -4,7 +4,6 @@ import contextlib
 import math
 import os
 import pathlib
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -25,6 +24,7 @@ from ssmd_jax.sampling import registry
 from ssmd_jax.sampling.recommend import PROFILE_FILE, Profile
 from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.loading import load_lengths, released
+from ssmd_jax.training.terminal import say
 
 # Tokens for each function evaluation, where nothing says how many there shall be.
 TOKENS_PER_NFE = 16
@@ -172,5 +172,5 @@ def generate(
     for text in texts:
         print(text, end="\n\n")
     line = ", ".join(f"{value:.1f} {name}" for name, value in figures.items())
-    print(f"{sampler}, a sample: {line}; {drawn.seconds_per_batch:.2f} s a batch", file=sys.stderr, flush=True)
+    say(f"{sampler}, a sample: {line}; {drawn.seconds_per_batch:.2f} s a batch")
     return to_json({"samples": texts, "sampler": sampler, **figures, "seconds_per_batch": drawn.seconds_per_batch})

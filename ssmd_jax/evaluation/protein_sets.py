@@ -7,7 +7,6 @@ held-out natural protein is given and the rest filled in.
 import json
 import os
 import pathlib
-import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +23,7 @@ from ssmd_jax.evaluation.report import file_stem
 from ssmd_jax.evaluation.statistics import ratio, to_json
 from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.loading import load_lengths
+from ssmd_jax.training.terminal import say
 
 INDEX = "sets.json"
 
@@ -154,7 +154,7 @@ def draw_workdir(
         write_fasta(output / file, [tokenizer.decode(tokens_D[:size]) for tokens_D, size in rows])
         figures = {name: value for name, value in row._asdict().items() if name not in ("spelling", "num_samples")}
         sets.append({"file": file, **to_json(figures), "recovery": to_json(recovery(tokens_NxD, task))})
-        print(f"{file}: {row.nfe.value:.1f} NFE, {row.seconds_per_batch:.2f} s a batch", file=sys.stderr, flush=True)
+        say(f"{file}: {row.nfe.value:.1f} NFE, {row.seconds_per_batch:.2f} s a batch")
         found = {
             "task": "whole" if scaffolds is None else "scaffold",
             "keep": None if scaffolds is None else keep,

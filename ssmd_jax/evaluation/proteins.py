@@ -8,7 +8,6 @@ with their letters shuffled, which keep lengths and composition and nothing else
 import math
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +20,7 @@ from ssmd_jax.data import fasta, sources
 from ssmd_jax.data.tokenizers import Tokenizer
 from ssmd_jax.evaluation import protein_tools
 from ssmd_jax.evaluation.statistics import Estimate, mean, to_json
+from ssmd_jax.training.terminal import say
 
 LETTERS = fasta.AMINO_ACIDS
 WORD = 3
@@ -286,7 +286,6 @@ def judge_files(
     sets = {name: spread(one, count) for name, one in zip(names, drawn, strict=True)}
     sets |= {"natural": held_out, "shuffled": shuffled(held_out, seed)}
     model, tokenizer = (None, None) if workdir is None else ssmd_jax.load(os.path.expanduser(workdir))[:2]
-    say = lambda text: print(text, file=sys.stderr, flush=True)
     judged = judge(sets, reference, model=model, tokenizer=tokenizer, seed=seed, progress=say, **judges)
     say(table(judged))
     return {"sets": to_json([one._asdict() for one in judged])}

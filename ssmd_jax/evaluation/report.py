@@ -4,7 +4,6 @@ import json
 import os
 import pathlib
 import re
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.networks import make_network
 from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.training.config import ExperimentConfig
+from ssmd_jax.training.terminal import say
 from ssmd_jax.training.validation import Validation, make_eval_step, validate
 
 SPLITS = ("valid", "test")
@@ -246,7 +246,7 @@ def evaluate_workdir(
         settings,
         make_config(experiment.sampling),
         words=words,
-        progress=lambda line: print(line, file=sys.stderr, flush=True),
+        progress=say,
         **options,
     )
     return {"workdir": str(workdir), **results}

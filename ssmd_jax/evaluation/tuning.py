@@ -4,7 +4,6 @@ import functools
 import math
 import os
 import pathlib
-import sys
 from typing import Any
 
 import jax
@@ -21,6 +20,7 @@ from ssmd_jax.sampling.interface import prepared
 from ssmd_jax.sampling.keys import row_keys
 from ssmd_jax.sampling.recommend import PROFILE_FILE, Profile, best_windows
 from ssmd_jax.training.config import ExperimentConfig
+from ssmd_jax.training.terminal import say
 
 BUDGETS = (4, 6, 8, 10, 12, 16, 20, 24, 32, 44, 64, 80, 128)
 
@@ -147,5 +147,5 @@ def tune_workdir(
     results = {"profile": str(folder / PROFILE_FILE), "num_sequences": profile.num_sequences}
     for sampler in ("plain", "speculative") if profile.verify_cost else ("plain",):
         results[sampler] = frontier(profile, BUDGETS, plain=sampler == "plain", tie_first=experiment.sampling.tie_first)
-        print(f"{sampler}\n{tables.frontier_table(results[sampler])}", file=sys.stderr, flush=True)
+        say(f"{sampler}\n{tables.frontier_table(results[sampler])}")
     return results

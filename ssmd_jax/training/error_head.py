@@ -7,7 +7,6 @@ case `s = 0`, which is what the head is shown when sampling. The trunk is frozen
 
 import os
 import pathlib
-import sys
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -27,6 +26,7 @@ from ssmd_jax.sampling.keys import fold_tracks
 from ssmd_jax.training import keys, loading
 from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.step import row_lengths
+from ssmd_jax.training.terminal import say
 
 FILE = "error_head.safetensors"
 WARMUP = 20
@@ -199,7 +199,7 @@ def train(
     for n in range(steps):
         params, opt_state, loss = step(params, opt_state, next(batches), jax.random.fold_in(key, n))
         if (n + 1) % max(steps // 10, 1) == 0:
-            print(f"error head, step {n + 1}: {float(loss):.4f} nats a token", file=sys.stderr, flush=True)
+            say(f"error head, step {n + 1}: {float(loss):.4f} nats a token")
     params = jax.device_get(params)
     if not all(np.isfinite(x).all() for x in jax.tree.leaves(params)):
         raise ValueError("the error head has become infinite: lower learning_rate")

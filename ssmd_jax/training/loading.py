@@ -5,7 +5,6 @@ import importlib.resources
 import os
 import pathlib
 import shutil
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -22,13 +21,10 @@ from ssmd_jax.model.networks import make_network
 from ssmd_jax.sampling.recommend import PROFILE_FILE
 from ssmd_jax.training import checkpoint, state, workdir
 from ssmd_jax.training.config import ExperimentConfig
+from ssmd_jax.training.terminal import say
 
 # `model.trunk` -> module that reads weights as published.
 PUBLISHED = {"esm2": esm2_weights, "llada": llada_trunk}
-
-
-def _warn(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def load(path: os.PathLike | str | None = None) -> tuple[HybridModel, Tokenizer, ml_collections.ConfigDict]:
@@ -49,7 +45,7 @@ def load(path: os.PathLike | str | None = None) -> tuple[HybridModel, Tokenizer,
     params, tokenizer, config = load_params(released() if path is None else path)
     network_config, notes = for_device(config.network_config(tokenizer.num_tokens), jax.local_devices()[0])
     for note in notes:
-        _warn(note)
+        say(note)
     model = HybridModel(params, network_config)
     return model, tokenizer, ml_collections.ConfigDict(config.to_dict()).lock()
 
@@ -71,9 +67,7 @@ def for_device(config: HybridConfig, device: jax.Device) -> tuple[HybridConfig, 
     return config, notes
 
 
-def load_params(
-    path: os.PathLike | str, warn: Callable[[str], None] = _warn
-) -> tuple[Any, Tokenizer, ExperimentConfig]:
+def load_params(path: os.PathLike | str, warn: Callable[[str], None] = say) -> tuple[Any, Tokenizer, ExperimentConfig]:
     """The (averaged) parameters of a workdir's latest checkpoint, or of a release, on one device; raises as `load`."""
     config = workdir.read_config(path)
     if (pathlib.Path(path) / workdir.WEIGHTS).is_file():
@@ -100,7 +94,7 @@ def load_lengths(path: os.PathLike | str) -> LengthLaw:
 
 
 def load_start(
-    path: os.PathLike | str, config: HybridConfig, tokenizer: Tokenizer, warn: Callable[[str], None] = _warn
+    path: os.PathLike | str, config: HybridConfig, tokenizer: Tokenizer, warn: Callable[[str], None] = say
 ) -> Any:
     """The parameters that a run starts from, perhaps without a causal part: what `training.init_from` names.
 

@@ -13,7 +13,6 @@ import json
 import math
 import os
 import pathlib
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -33,6 +32,7 @@ from ssmd_jax.model.masked_lm import MaskedLanguageModel
 from ssmd_jax.training import keys
 from ssmd_jax.training.config import OptimizerConfig
 from ssmd_jax.training.optimizer import make_optimizer, make_schedule
+from ssmd_jax.training.terminal import say
 
 RESULTS_FILE = "training.json"
 
@@ -221,11 +221,7 @@ def held_out_loss(params, experiment: Experiment) -> tuple[float, float]:
     return float(np.mean(losses)), error
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def train(config, output: os.PathLike | str, say: Callable[[str], None] = _say) -> dict[str, Any]:
+def train(config, output: os.PathLike | str, say: Callable[[str], None] = say) -> dict[str, Any]:
     """Trains a model and saves it as models are published, with its tokenizer.
 
     Args:

@@ -2,7 +2,6 @@
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -94,11 +93,6 @@ class Bench:
         timed = self.time(suite, part, lambda: compiled.compiled(*args), single)
         # The executable and its scratch are not kept: only what the compiler said of it.
         return Row(suite, part, timed, compiled._replace(compiled=None), **known)
-
-
-def to_stderr(text: str) -> None:
-    """Says something where standard output is for results."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def sentence(error: BaseException) -> str:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmd_jax.evaluation.benchmark import masked_lm, program
-from ssmd_jax.evaluation.benchmark.bench import Bench, ceilings_of, to_stderr
+from ssmd_jax.evaluation.benchmark.bench import Bench, ceilings_of
 from ssmd_jax.evaluation.benchmark.dual_settings import DualSettings, make_settings
 from ssmd_jax.evaluation.benchmark.rows import Row, table
 from ssmd_jax.evaluation.reasoning.decoders import drafting_of
@@ -32,6 +32,7 @@ from ssmd_jax.sampling.dual.dualdiffusion import DualConfig
 from ssmd_jax.sampling.dual.feeding import Dual, Feeding, Prefix, Settled
 from ssmd_jax.sampling.dual.proposal import Proposal
 from ssmd_jax.sampling.dual.state import Block, Result
+from ssmd_jax.training.terminal import say
 
 SUITE = "dual"
 PASSES = ("full pass", "dual step")
@@ -228,7 +229,7 @@ def benchmark(
     preset: str = "tiny",
     parts: str = "",
     profile: str | None = None,
-    say: Callable[[str], None] = to_stderr,
+    say: Callable[[str], None] = say,
     **overrides,
 ) -> dict[str, Any]:
     """Measures the ceilings and all parts on the first device; a part that fails is a row with the reason.

@@ -10,12 +10,13 @@ from typing import Any
 import jax
 
 from ssmd_jax.evaluation.benchmark import cost, likelihood, sampling, training
-from ssmd_jax.evaluation.benchmark.bench import Bench, ceilings_of, to_stderr
+from ssmd_jax.evaluation.benchmark.bench import Bench, ceilings_of
 from ssmd_jax.evaluation.benchmark.models import random_model, trained_settings
 from ssmd_jax.evaluation.benchmark.program import peak_bytes
 from ssmd_jax.evaluation.benchmark.rows import table
 from ssmd_jax.evaluation.benchmark.settings import PRESETS, SUITES, Settings, make_settings, parse_suites
 from ssmd_jax.evaluation.statistics import to_json
+from ssmd_jax.training.terminal import say
 
 _SUITES = {suite.SUITE: suite for suite in (sampling, training, likelihood, cost)}
 
@@ -27,7 +28,7 @@ def benchmark(
     workdir: str | os.PathLike | None = None,
     parts: str = "",
     profile: str | None = None,
-    say: Callable[[str], None] = to_stderr,
+    say: Callable[[str], None] = say,
     **overrides,
 ) -> dict[str, Any]:
     """Measures the ceilings and the suites on the first device; progress and the table go to `say`.

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,13 +16,10 @@ from ssmd_jax.training import sharding
 from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.loading import for_device
 from ssmd_jax.training.state import count_params
+from ssmd_jax.training.terminal import say
 
 # Sequences that the sampler draws at a time on each device, where nobody says.
 SAMPLES_A_DEVICE = 32
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
 
 
 def check(
@@ -77,7 +73,7 @@ def check(
     capacity = _capacity(devices[0], chip, is_here=topology_name == topology.LOCAL)
     options = {"exec_time_optimization_effort": effort} if devices[0].platform == "tpu" else {}
     for note in notes:
-        _say(note)
+        say(note)
 
     @functools.cache
     def train(size: int) -> Figures:
@@ -85,7 +81,7 @@ def check(
         built, lowered = lowering.lower_train(at_size, mesh, num_tokens)
         flops = figures.train_flops(at_size, built.network.config) / mesh.size
         result = figures.compile_program(lowered, batch_size=size, flops=flops, chip=chip, options=options)
-        _say(f"train, batch {size}: {report.verdict(result, capacity)} (compiled in {result.compile_seconds:.0f} s)")
+        say(f"train, batch {size}: {report.verdict(result, capacity)} (compiled in {result.compile_seconds:.0f} s)")
         return result
 
     batch_size = config.training.batch_size if batch_size is None else batch_size
@@ -120,7 +116,7 @@ def check(
             options=options,
             resident=bytes_per_device(built.abstract) - bytes_per_device(built.abstract.eval_params),
         )
-        _say(f"validation: compiled in {results[lowering.VALIDATION].compile_seconds:.0f} s")
+        say(f"validation: compiled in {results[lowering.VALIDATION].compile_seconds:.0f} s")
     if lowering.SAMPLER in programs:
         results[lowering.SAMPLER] = figures.compile_program(
             lowering.lower_sampler(config, mesh, num_tokens, sample_batch),
@@ -130,10 +126,10 @@ def check(
             options=options,
             steps=False,
         )
-        _say(f"sampler: compiled in {results[lowering.SAMPLER].compile_seconds:.0f} s")
+        say(f"sampler: compiled in {results[lowering.SAMPLER].compile_seconds:.0f} s")
     fitting = {name: result.fits(capacity) for name, result in results.items()}
     num_params = count_params(built.abstract.params)
-    _say(report.table(topology_name, devices[0], mesh, num_params, state, results, capacity))
+    say(report.table(topology_name, devices[0], mesh, num_params, state, results, capacity))
     is_too_large = [name for name, does_fit in fitting.items() if does_fit is False]
     return {
         "topology": topology_name,

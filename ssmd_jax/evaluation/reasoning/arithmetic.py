@@ -7,7 +7,6 @@ lines of a journal, from which an interrupted run resumes.
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -20,6 +19,7 @@ from ssmd_jax.evaluation.reasoning import answers, decoders, frontier, generator
 from ssmd_jax.evaluation.reasoning.generator import Generated, Generator
 from ssmd_jax.model import pretrained
 from ssmd_jax.model.masked_lm import MaskedLanguageModel
+from ssmd_jax.training.terminal import say
 
 JOURNAL, RESULTS = "points.jsonl", "results.json"
 DRAFTER, VERIFIER, BOTH = "drafter", "verifier", "both"
@@ -191,10 +191,6 @@ def summary(
     return statistics.to_json(found | {"seconds": float(np.mean([one.seconds for one in made]))})
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 def evaluate(
     drafter: os.PathLike | str,
     verifier: os.PathLike | str,
@@ -210,7 +206,7 @@ def evaluate(
     dtype: str = "bfloat16",
     seed: int = 0,
     plot: os.PathLike | str | None = None,
-    say: Callable[[str], None] = _say,
+    say: Callable[[str], None] = say,
 ) -> dict[str, Any]:
     """Measures the points that the journal in a folder does not have yet.
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +14,7 @@ from ssmd_jax.evaluation.reasoning import decoders, generator, journal, problems
 from ssmd_jax.evaluation.reasoning.generator import Generated, Generator
 from ssmd_jax.evaluation.reasoning.problems import Problem, Problems
 from ssmd_jax.evaluation.statistics import Estimate, mean, ratio, to_json
+from ssmd_jax.training.terminal import say
 
 RESULTS_FILE = "results.json"
 COUNTS = ("drafter_forwards", "verifier_forwards", "drafter_positions", "verifier_positions", "accepted", "rejected")
@@ -229,7 +229,6 @@ def evaluate(
     Raises:
         ValueError, ImportError: as the parts do.
     """
-    say = lambda line: print(line, file=sys.stderr, flush=True)
     read = read_tasks(tasks, data)
     given = decoders.parse(sampler_args)
     machine = generator.load(model, verifier, sampler=sampler, sampler_args=given, **loading)

@@ -1,7 +1,6 @@
 """Runs the study: what `launch/scaling.py` does."""
 
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -18,10 +17,7 @@ from ssmd_jax.evaluation.statistics import to_json
 from ssmd_jax.model.hybrid import HybridTransformer
 from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.state import abstract_params, count_params
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+from ssmd_jax.training.terminal import say
 
 
 def study(
@@ -29,7 +25,7 @@ def study(
     *,
     output: str | os.PathLike | None = None,
     workdir: str | None = None,
-    say: Callable[[str], None] = _say,
+    say: Callable[[str], None] = say,
     **fields,
 ) -> dict[str, Any]:
     """Compiles all programs, then measures case after case; progress and the tables go to `say`.
