@@ -58,6 +58,8 @@ def get_config(size: str = "verifier") -> ConfigDict:
     config.gen_length = 64
     # Training problems, which are drawn before the first step and seen several times under other masks.
     config.num_problems = 600_000
+    # GSM8K's training split (JSON lines), whose text is learnt beside the problems; "" for none.
+    config.gsm8k = ""
     # Held-out problems for the loss at the end.
     config.num_held_out = 1024
     config.num_steps = {"drafter": 6000, "verifier": 4000, "tiny": 200}[size]

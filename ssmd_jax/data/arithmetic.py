@@ -10,16 +10,21 @@
 Every line of a solution follows from the question and the lines before it, so that what is written in parallel must
 agree. Training and held-out problems share no calculation, whatever the names in them: a calculation is of one split
 by a hash of its numbers.
+
+The training split of GSM8K, whose problems are of people, can be learnt beside them: `gsm8k_rows`.
 """
 
+import os
 import random
+import re
+import unicodedata
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from ssmd_jax.data import characters
+from ssmd_jax.data import characters, sources
 
 SPLITS = ("train", "test")
 # One calculation in so many is held out.
@@ -30,6 +35,8 @@ MORE = ("buys {} more", "finds another {}", "is given {}", "adds {}")
 FEWER = ("gives away {}", "loses {}", "sells {}", "uses {}")
 PACKED = ("gets {} boxes of {}", "picks {} bags of {}")
 LEAST_EVENTS, MOST_EVENTS = 2, 3
+# GSM8K's marks of a calculator.
+CALCULATOR = re.compile(r"<<.*?>>")
 
 
 class Problem(NamedTuple):
@@ -147,3 +154,43 @@ def rows(found: Sequence[Problem], prompt_length: int, gen_length: int) -> Rows:
         tokens_NxL[n, start_N[n] : prompt_length] = asked
         tokens_NxL[n, prompt_length : prompt_length + len(solved)] = solved
     return Rows(tokens_NxL, start_N)
+
+
+def text_rows(texts: Iterable[str], prompt_length: int, gen_length: int) -> Rows:
+    """Lays running text out like problems: what is learnt in a row follows what the row shows of the text before it.
+
+    Every symbol is learnt in one row. Accents are taken off, and symbols that are not in the alphabet left out; the
+    last row of a text ends in ends of text.
+
+    Args:
+        texts: of any length.
+        prompt_length: tokens shown at most.
+        gen_length: tokens learnt.
+    """
+    tokens, starts = [], []
+    for text in texts:
+        plain = "".join(symbol for symbol in unicodedata.normalize("NFKD", text) if symbol in characters.ALPHABET)
+        ids = np.array([*characters.encode(plain), characters.EOS_ID], np.uint8)
+        for first in range(0, len(ids), gen_length):
+            row = np.full(prompt_length + gen_length, characters.EOS_ID, np.uint8)
+            shown, learnt = ids[max(0, first - prompt_length) : first], ids[first : first + gen_length]
+            starts.append(prompt_length - len(shown))
+            row[starts[-1] : prompt_length] = shown
+            row[prompt_length : prompt_length + len(learnt)] = learnt
+            tokens.append(row)
+    return Rows(np.array(tokens, np.uint8).reshape(-1, prompt_length + gen_length), np.array(starts, np.int32))
+
+
+def gsm8k_rows(path: os.PathLike | str, prompt_length: int, gen_length: int) -> Rows:
+    """`text_rows` of GSM8K's training split (MIT licence), without the marks of its calculator.
+
+    Args:
+        path: JSON lines with "question" and "answer", as the authors publish them; .gz and .xz are read too.
+        prompt_length, gen_length: as there.
+
+    Raises:
+        ValueError, FileNotFoundError: as `sources.read_documents`.
+    """
+    columns = (sources.read_documents(os.fspath(path), field) for field in ("question", "answer"))
+    texts = (CALCULATOR.sub("", f"{question}\n{answer}") for question, answer in zip(*columns, strict=True))
+    return text_rows(texts, prompt_length, gen_length)

@@ -48,6 +48,7 @@ class Experiment:
         prompt_length: tokens of a question at most.
         gen_length: tokens of an answer, ends of text among them.
         num_problems: of the training split, drawn beforehand.
+        gsm8k: file of GSM8K's training split, learnt beside them as running text; "" for none.
         num_held_out: of the other, on which the loss is taken at the end.
         num_steps: steps.
         batch_size: rows of a step.
@@ -63,6 +64,7 @@ class Experiment:
     prompt_length: int = 112
     gen_length: int = 64
     num_problems: int = 300_000
+    gsm8k: str = ""
     num_held_out: int = 1024
     num_steps: int = 5000
     batch_size: int = 256
@@ -221,6 +223,17 @@ def held_out_loss(params, experiment: Experiment) -> tuple[float, float]:
     return float(np.mean(losses)), error
 
 
+def training_rows(experiment: Experiment) -> arithmetic.Rows:
+    """The training problems, and behind them the rows of GSM8K where the experiment names its file; raises as these."""
+    found = arithmetic.problems("train", experiment.num_problems, experiment.seed, experiment.digits)
+    sizes = (experiment.prompt_length, experiment.gen_length)
+    rows = arithmetic.rows(list(found), *sizes)
+    if experiment.gsm8k:
+        text = arithmetic.gsm8k_rows(os.path.expanduser(experiment.gsm8k), *sizes)
+        rows = arithmetic.Rows(*map(np.concatenate, zip(rows, text, strict=True)))
+    return rows
+
+
 def train(config, output: os.PathLike | str, say: Callable[[str], None] = say) -> dict[str, Any]:
     """Trains a model and saves it as models are published, with its tokenizer.
 
@@ -240,12 +253,11 @@ def train(config, output: os.PathLike | str, say: Callable[[str], None] = say) -
     experiment, folder, began = Experiment.from_config_dict(config), pathlib.Path(output), time.perf_counter()
     if (folder / "config.json").exists():
         raise ValueError(f"{folder} holds a model already: give another --output, or remove it")
-    found = arithmetic.problems("train", experiment.num_problems, experiment.seed, experiment.digits)
-    rows = jax.device_put(arithmetic.rows(list(found), experiment.prompt_length, experiment.gen_length))
+    rows = jax.device_put(training_rows(experiment))
     key = jax.random.key(experiment.seed)
     state = init_state(key, experiment=experiment)
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
-    say(f"{parameters} parameters, {experiment.num_problems} problems after {time.perf_counter() - began:.1f} s")
+    say(f"{parameters} parameters, {len(rows.start_N)} rows of training after {time.perf_counter() - began:.1f} s")
     calls, first_end = experiment.num_steps // experiment.log_every, math.nan
     for call in range(calls):
         state, loss = train_steps(state, *rows, keys.stream(key, "train"), experiment=experiment)

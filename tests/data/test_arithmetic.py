@@ -1,5 +1,6 @@
 """Word problems: right, split by calculation, drawn again alike, laid out as decoders lay them out."""
 
+import json
 import re
 
 import numpy as np
@@ -94,3 +95,32 @@ def test_bad_arguments():
         next(arithmetic.problems("valid", 1))
     with pytest.raises(ValueError, match="digits must be 2 or 3, got 4"):
         next(arithmetic.problems("train", 1, digits=4))
+
+
+def test_text_rows():
+    """Every symbol is learnt once, behind those before it; one end of text closes a text."""
+    text = "caf\u00e9 au lait, \u20ac 5: " + "0123456789" * 3
+    tokens_NxL, start_N = arithmetic.text_rows([text, "x"], 12, 8)
+    learnt = "cafe au lait,  5: " + "0123456789" * 3
+    assert len(start_N) == 7 + 1 and list(start_N) == [12, 4, 0, 0, 0, 0, 0, 12]
+    ids = [*characters.encode(learnt), characters.EOS_ID]
+    assert list(tokens_NxL[:7, 12:].reshape(-1)) == ids + [characters.EOS_ID] * (56 - len(ids))
+    for row, (tokens_L, start) in enumerate(zip(tokens_NxL[:7], start_N[:7], strict=True)):
+        assert list(tokens_L[start:12]) == ids[max(0, 8 * row - 12) : 8 * row]
+        assert (tokens_L[:start] == characters.EOS_ID).all()
+    assert characters.decode(tokens_NxL[7, 12:]) == "x"
+
+
+def test_gsm8k_rows(tmp_path):
+    path = tmp_path / "gsm8k.jsonl"
+    made = [("How many?", "2+3 = <<2+3=5>>5\n#### 5"), ("And now?", "One.\n#### 1")]
+    path.write_text("".join(json.dumps({"question": q, "answer": a}) + "\n" for q, a in made))
+    tokens_NxL, start_N = arithmetic.gsm8k_rows(path, 4, 40)
+    assert [characters.decode(tokens_L[4:]) for tokens_L in tokens_NxL] == [
+        "How many?\n2+3 = 5\n#### 5",
+        "And now?\nOne.\n#### 1",
+    ]
+    assert list(start_N) == [4, 4]
+    path.write_text('{"question": "How many?"}\n')
+    with pytest.raises(ValueError, match="answer"):
+        arithmetic.gsm8k_rows(path, 4, 40)

