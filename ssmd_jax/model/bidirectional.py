@@ -1,13 +1,19 @@
 """The transformer of masked diffusion language models: Llama's or Qwen2's block without the causal mask.
 
 LLaDA (arXiv 2502.09992) and Dream (arXiv 2508.15487) differ in numbers, in biases and in one shift, which are fields of
-the configuration. Parameters are named layer by layer, as in the files they come from: each is one tensor there.
+the configuration. Parameters are named layer by layer, as in the files they come from. Two are several tensors there,
+so that what reads the same vectors is one product: a pass that feeds few positions waits for the weights, and few large
+kernels are read faster than many small ones. `qkv` has, for each key head, the G query heads that share it (query head
+h has key head h // G), the key and the value; `gate_up` both halves of the MLP.
+
+Devices of the tensor axis share out key heads, each with its own queries, keys and values: that axis must divide K (4
+in Dream), and `training/sharding.py::param_shardings` refuses another.
 
 A pass feeds some positions and keeps the keys and values of all: those of the fed positions are written into the
 cache, those of the others are read from it. Every cached decoder is a choice of what to feed.
 
 Capitals name axes: B rows, L positions of a sequence, S positions fed, C width, H query heads, K key heads, E channels
-of a head, F MLP width, V tokens.
+of a head, F MLP width, V tokens, P = G + 2 vectors of a key head.
 """
 
 import dataclasses
@@ -122,20 +128,19 @@ class Attention(nn.Module):
     def __call__(self, x_BxSxC, table, slots_BxS, cached, key_mask_BxL):
         """See `BidirectionalTransformer.hidden`; `cached` is this layer's pair of keys and values, or None."""
         config, dtype = self.config, self.config.compute_dtype
-
-        def project(name: str, heads: int) -> jax.Array:
-            init = partitioned(scaled_init(in_axis=0, out_axis=(1, 2)), "embed", "heads", None)
-            kernel = self.param(name, init, (config.width, heads, config.head_dim))
-            out = jnp.einsum("BSC,CHE->BSHE", x_BxSxC, kernel.astype(dtype))
-            if config.qkv_bias:
-                bias_init = partitioned(nn.initializers.zeros, "heads", None)
-                bias_HxE = self.param(name + "_bias", bias_init, (heads, config.head_dim))
-                out = out + bias_HxE.astype(dtype)[None, None]
-            return out
-
-        q_BxSxHxE = rotate(project("q", config.num_heads), table)
-        k_BxLxKxE = rotate(project("k", config.num_kv_heads), table)
-        v_BxLxKxE = project("v", config.num_kv_heads)
+        group = config.num_heads // config.num_kv_heads
+        shape = (config.num_kv_heads, group + 2, config.head_dim)
+        qkv_init = partitioned(scaled_init(in_axis=0, out_axis=(1, 2, 3)), "embed", "heads", None, None)
+        kernel_CxKxPxE = self.param("qkv", qkv_init, (config.width, *shape))
+        qkv_BxSxKxPxE = jnp.einsum("BSC,CKPE->BSKPE", x_BxSxC, kernel_CxKxPxE.astype(dtype))
+        if config.qkv_bias:
+            bias_init = partitioned(nn.initializers.zeros, "heads", None, None)
+            bias_KxPxE = self.param("qkv_bias", bias_init, shape)
+            qkv_BxSxKxPxE = qkv_BxSxKxPxE + bias_KxPxE.astype(dtype)[None, None]
+        q_BxSxHxE = qkv_BxSxKxPxE[..., :group, :].reshape(*x_BxSxC.shape[:2], config.num_heads, config.head_dim)
+        q_BxSxHxE = rotate(q_BxSxHxE, table)
+        k_BxLxKxE = rotate(qkv_BxSxKxPxE[..., group, :], table)
+        v_BxLxKxE = qkv_BxSxKxPxE[..., group + 1, :]
         if cached is not None:
             rows_Bx1 = jnp.arange(x_BxSxC.shape[0])[:, None]
             # A slot past the end belongs to nobody: nothing is written.
@@ -151,7 +156,9 @@ class Attention(nn.Module):
         out_scale = (2 * config.num_layers) ** -0.5
         out_init = partitioned(scaled_init(out_scale, in_axis=(0, 1), out_axis=2), "heads", None, "embed")
         out_kernel = self.param("out", out_init, (config.num_heads, config.head_dim, config.width))
-        return jnp.einsum("BSHE,HEC->BSC", out_BxSxHxE, out_kernel.astype(dtype)), (k_BxLxKxE, v_BxLxKxE)
+        # Contracts heads, then channels, as both lie in memory. An einsum sorts its letters, and E before H would have
+        # a compiler that takes the order as given transpose the kernel in each pass.
+        return jnp.tensordot(out_BxSxHxE, out_kernel.astype(dtype), axes=2), (k_BxLxKxE, v_BxLxKxE)
 
 
 class Mlp(nn.Module):
@@ -162,12 +169,11 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x_BxSxC: jax.Array) -> jax.Array:
         config, dtype = self.config, self.config.compute_dtype
-
-        def project(name: str) -> jax.Array:
-            kernel_CxF = self.param(name, partitioned(scaled_init(), "embed", "mlp"), (config.width, config.mlp_width))
-            return jnp.einsum("BSC,CF->BSF", x_BxSxC, kernel_CxF.astype(dtype))
-
-        hidden_BxSxF = constrain(nn.silu(project("gate")) * project("up"), ("batch", None, "mlp"))
+        gate_up_init = partitioned(scaled_init(out_axis=(1, 2)), "embed", None, "mlp")
+        kernel_Cx2xF = self.param("gate_up", gate_up_init, (config.width, 2, config.mlp_width))
+        gate_up_BxSx2xF = jnp.einsum("BSC,CGF->BSGF", x_BxSxC, kernel_Cx2xF.astype(dtype))
+        hidden_BxSxF = nn.silu(gate_up_BxSx2xF[:, :, 0]) * gate_up_BxSx2xF[:, :, 1]
+        hidden_BxSxF = constrain(hidden_BxSxF, ("batch", None, "mlp"))
         down_init = partitioned(scaled_init((2 * config.num_layers) ** -0.5), "mlp", "embed")
         down_FxC = self.param("down", down_init, (config.mlp_width, config.width))
         return jnp.einsum("BSF,FC->BSC", hidden_BxSxF, down_FxC.astype(dtype))

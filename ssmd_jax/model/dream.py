@@ -8,7 +8,7 @@ from typing import Any
 
 from ssmd_jax.model.bidirectional import BidirectionalConfig
 from ssmd_jax.model.fields import check_fixed, needed
-from ssmd_jax.model.tensors import Tensor
+from ssmd_jax.model.tensors import Tensor, side_by_side
 
 DREAM_7B = BidirectionalConfig(
     vocab_size=152_064,
@@ -84,29 +84,29 @@ def to_fields(config: BidirectionalConfig) -> dict[str, Any]:
     }
 
 
-def tensors(config: BidirectionalConfig) -> dict[tuple[str, ...], Tensor]:
-    """Where each parameter lies in the files: path in the tree of parameters -> tensor."""
+def tensors(config: BidirectionalConfig) -> dict[tuple[str, ...], tuple[Tensor, ...]]:
+    """Where each parameter lies in the files: path in the tree of parameters -> the tensors that it consists of."""
     width, mlp, vocab = config.width, config.mlp_width, config.vocab_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    sizes = (config.num_heads // config.num_kv_heads, 1, 1)
     found = {
-        ("embedding",): Tensor("model.embed_tokens.weight", (vocab, width)),
-        ("final_norm", "scale"): Tensor("model.norm.weight", (width,)),
-        ("head",): Tensor("lm_head.weight", (vocab, width), 1),
+        ("embedding",): (Tensor("model.embed_tokens.weight", (vocab, width)),),
+        ("final_norm", "scale"): (Tensor("model.norm.weight", (width,)),),
+        ("head",): (Tensor("lm_head.weight", (vocab, width), 1),),
     }
     for index in range(config.num_layers):
         at, block = f"blocks_{index}", f"model.layers.{index}."
-        for name, size in (("q", queries), ("k", keys), ("v", keys)):
-            found[at, "attention", name] = Tensor(f"{block}self_attn.{name}_proj.weight", (size, width), 1)
-            found[at, "attention", name + "_bias"] = Tensor(f"{block}self_attn.{name}_proj.bias", (size,))
-        for ours, theirs, shape in (
-            ("gate", "gate_proj", (mlp, width)),
-            ("up", "up_proj", (mlp, width)),
-            ("down", "down_proj", (width, mlp)),
-        ):
-            found[at, "mlp", ours] = Tensor(f"{block}mlp.{theirs}.weight", shape, 1)
+        rows = {f"{block}self_attn.{name}_proj": size for name, size in (("q", queries), ("k", keys), ("v", keys))}
+        kernels = [Tensor(f"{name}.weight", (size, width), 1) for name, size in rows.items()]
+        biases = [Tensor(f"{name}.bias", (size,)) for name, size in rows.items()]
+        gate_up = [Tensor(f"{block}mlp.{name}_proj.weight", (mlp, width), 1) for name in ("gate", "up")]
         found |= {
-            (at, "attention", "out"): Tensor(block + "self_attn.o_proj.weight", (width, queries), 2),
-            (at, "attention_norm", "scale"): Tensor(block + "input_layernorm.weight", (width,)),
-            (at, "mlp_norm", "scale"): Tensor(block + "post_attention_layernorm.weight", (width,)),
+            (at, "attention", "qkv"): side_by_side(kernels, axis=2, sizes=sizes),
+            (at, "attention", "qkv_bias"): side_by_side(biases, axis=1, sizes=sizes),
+            (at, "mlp", "gate_up"): side_by_side(gate_up, axis=1, sizes=(1, 1)),
+            (at, "mlp", "down"): (Tensor(block + "mlp.down_proj.weight", (width, mlp), 1),),
+            (at, "attention", "out"): (Tensor(block + "self_attn.o_proj.weight", (width, queries), 2),),
+            (at, "attention_norm", "scale"): (Tensor(block + "input_layernorm.weight", (width,)),),
+            (at, "mlp_norm", "scale"): (Tensor(block + "post_attention_layernorm.weight", (width,)),),
         }
     return found

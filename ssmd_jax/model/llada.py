@@ -7,7 +7,7 @@ from typing import Any
 
 from ssmd_jax.model.bidirectional import BidirectionalConfig
 from ssmd_jax.model.fields import check_fixed, needed
-from ssmd_jax.model.tensors import Tensor
+from ssmd_jax.model.tensors import Tensor, side_by_side
 
 LLADA_8B = BidirectionalConfig(
     vocab_size=126_464,
@@ -101,27 +101,30 @@ def to_fields(config: BidirectionalConfig) -> dict[str, Any]:
     }
 
 
-def tensors(config: BidirectionalConfig) -> dict[tuple[str, ...], Tensor]:
-    """Where each parameter lies in the files: path in the tree of parameters -> tensor."""
+def tensors(config: BidirectionalConfig) -> dict[tuple[str, ...], tuple[Tensor, ...]]:
+    """Where each parameter lies in the files: path in the tree of parameters -> the tensors that it consists of."""
     width, mlp, vocab = config.width, config.mlp_width, config.vocab_size
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    group = config.num_heads // config.num_kv_heads
     root = "model.transformer."
     found = {
-        ("embedding",): Tensor(root + "wte.weight", (vocab, width)),
-        ("final_norm", "scale"): Tensor(root + "ln_f.weight", (width,)),
-        ("head",): Tensor(root + "ff_out.weight", (vocab, width), 1),
+        ("embedding",): (Tensor(root + "wte.weight", (vocab, width)),),
+        ("final_norm", "scale"): (Tensor(root + "ln_f.weight", (width,)),),
+        ("head",): (Tensor(root + "ff_out.weight", (vocab, width), 1),),
     }
     for index in range(config.num_layers):
         at, block = f"blocks_{index}", f"{root}blocks.{index}."
+        qkv = [
+            Tensor(f"{block}{name}_proj.weight", (size, width), 1)
+            for name, size in (("q", queries), ("k", keys), ("v", keys))
+        ]
+        gate_up = [Tensor(f"{block}{name}_proj.weight", (mlp, width), 1) for name in ("ff", "up")]
         found |= {
-            (at, "attention_norm", "scale"): Tensor(block + "attn_norm.weight", (width,)),
-            (at, "attention", "q"): Tensor(block + "q_proj.weight", (queries, width), 1),
-            (at, "attention", "k"): Tensor(block + "k_proj.weight", (keys, width), 1),
-            (at, "attention", "v"): Tensor(block + "v_proj.weight", (keys, width), 1),
-            (at, "attention", "out"): Tensor(block + "attn_out.weight", (width, queries), 2),
-            (at, "mlp_norm", "scale"): Tensor(block + "ff_norm.weight", (width,)),
-            (at, "mlp", "gate"): Tensor(block + "ff_proj.weight", (mlp, width), 1),
-            (at, "mlp", "up"): Tensor(block + "up_proj.weight", (mlp, width), 1),
-            (at, "mlp", "down"): Tensor(block + "ff_out.weight", (width, mlp), 1),
+            (at, "attention_norm", "scale"): (Tensor(block + "attn_norm.weight", (width,)),),
+            (at, "attention", "qkv"): side_by_side(qkv, axis=2, sizes=(group, 1, 1)),
+            (at, "attention", "out"): (Tensor(block + "attn_out.weight", (width, queries), 2),),
+            (at, "mlp_norm", "scale"): (Tensor(block + "ff_norm.weight", (width,)),),
+            (at, "mlp", "gate_up"): side_by_side(gate_up, axis=1, sizes=(1, 1)),
+            (at, "mlp", "down"): (Tensor(block + "ff_out.weight", (width, mlp), 1),),
         }
     return found

@@ -1,7 +1,7 @@
 """Published weights of LLaDA and Dream: folders of safetensors with a config.json, read and written.
 
-Parameter by parameter, and on each device its own part alone: what a device holds and one part of one parameter are
-in memory at once, never the weights twice.
+Parameter by parameter, and on each device its own part alone: what a device holds, one part of one parameter and what
+is read for it of one tensor are in memory at once, never the weights twice.
 """
 
 import contextlib
@@ -96,11 +96,11 @@ def load(
     with contextlib.ExitStack() as stack:
         stored = _open(pathlib.Path(folder), stack)
         _check(folder, stored, layout)
-        for path, tensor in layout.items():
-            source = stored[tensor.name].get_slice(tensor.name)
+        for path, parts in layout.items():
+            sources = {tensor.name: stored[tensor.name].get_slice(tensor.name) for tensor in parts}
 
-            def part(index, source=source, tensor=tensor, shape=shapes[path]):
-                return tensors.read(source, tensor, shape, index).astype(as_dtype)
+            def part(index, sources=sources, parts=parts, shape=shapes[path]):
+                return tensors.read(sources, parts, shape, index, as_dtype)
 
             one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
             params[path] = jax.make_array_from_callback(shapes[path], where.get(path, one), part)
@@ -132,7 +132,7 @@ def _open(folder: pathlib.Path, stack: contextlib.ExitStack) -> dict[str, Any]:
 
 def _check(folder, stored: dict[str, Any], layout: dict) -> None:
     """Raises `ValueError` unless the files hold the network's tensors, all of them, no other, of its shapes."""
-    expected = {tensor.name: tensor.shape for tensor in layout.values()}
+    expected = {tensor.name: tensor.shape for parts in layout.values() for tensor in parts}
     shape_of = lambda name: tuple(stored[name].get_slice(name).get_shape())
     wrong = {
         "missing": [name for name in expected if name not in stored],
@@ -159,7 +159,7 @@ def save(folder: os.PathLike | str, model: MaskedLanguageModel, *, file_bytes: i
         folder: made if it is not there.
         model: its parameters may be sharded over devices of this process.
         file_bytes: where the weights are more, they are split into files of at most so many bytes (at least one
-            tensor each) with an index. One file's tensors are in memory at once.
+            parameter each) with an index. One file's tensors are in memory at once.
     """
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -176,10 +176,17 @@ def save(folder: os.PathLike | str, model: MaskedLanguageModel, *, file_bytes: i
     count = len(files)
     names = [SINGLE] if count == 1 else [f"model-{n + 1:05d}-of-{count:05d}.safetensors" for n in range(count)]
     for name, paths in zip(names, files, strict=True):
-        content = {layout[path].name: tensors.to_file(np.asarray(params[path]), layout[path]) for path in paths}
+        content = {
+            tensor.name: tensors.to_file(np.asarray(params[path]), tensor) for path in paths for tensor in layout[path]
+        }
         save_file(content, os.fspath(folder / name), metadata={"format": "pt"})
     if count > 1:
-        weight_map = {layout[path].name: name for name, paths in zip(names, files, strict=True) for path in paths}
+        weight_map = {
+            tensor.name: name
+            for name, paths in zip(names, files, strict=True)
+            for path in paths
+            for tensor in layout[path]
+        }
         total = {"total_size": sum(params[path].nbytes for path in layout)}
         (folder / INDEX).write_text(json.dumps({"metadata": total, "weight_map": weight_map}, indent=2))
     fields = module.to_fields(model.config) | {"torch_dtype": str(params["embedding",].dtype)}

@@ -19,12 +19,14 @@ MUON_AXES = {
     "project": ((-3, -2), (-1,)),
     "output": ((-2,), (-1,)),
 }
-# Those of a trunk whose layers are not stacked, under this name.
+# Those of a trunk whose layers are not stacked, under this name. Where query heads share a key head, the queries are
+# orthogonalised by their place in its group, one of each key head, as large as keys and values.
 APART, MUON_AXES_APART = (
     "network",
     {
-        **dict.fromkeys(("q", "k", "v"), ((-3,), (-2, -1))),
-        **dict.fromkeys(("gate", "up", "down"), ((-2,), (-1,))),
+        "qkv": ((-4,), (-3, -1)),
+        "gate_up": ((-3,), (-1,)),
+        "down": ((-2,), (-1,)),
         "out": ((-3, -2), (-1,)),
     },
 )

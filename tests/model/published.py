@@ -41,7 +41,10 @@ def random_model(config: BidirectionalConfig, seed: int = 0) -> MaskedLanguageMo
 def lively_model(config: BidirectionalConfig, seed: int = 0) -> MaskedLanguageModel:
     """One whose text depends on its prompt and on what is cached: sharp attention, and little of the mask's own."""
     flat = flax.traverse_util.flatten_dict(random_model(config, seed).params)
-    scale = {"q": 3.0, "k": 3.0, "out": 3.0, "head": 1.5}
+    # Queries and keys; values are the last of each key head's.
+    sharp = np.full((config.num_heads // config.num_kv_heads + 2, 1), 3.0, np.float32)
+    sharp[-1] = 1.0
+    scale = {"qkv": sharp[None, None], "out": 3.0, "head": 1.5}
     flat = {path: x * scale.get(path[-1], 1.0) for path, x in flat.items()}
     flat["embedding",] = flat["embedding",].at[config.mask_id].multiply(0.1)
     return MaskedLanguageModel(flax.traverse_util.unflatten_dict(flat), config)
@@ -51,7 +54,11 @@ def file_tensors(model: MaskedLanguageModel) -> dict[str, np.ndarray]:
     """The tensors of the model's files by name."""
     layout = pretrained.architecture_of(model.config).tensors(model.config)
     params = flax.traverse_util.flatten_dict(model.params)
-    return {tensor.name: tensors.to_file(np.asarray(params[path]), tensor) for path, tensor in layout.items()}
+    return {
+        tensor.name: tensors.to_file(np.asarray(params[path]), tensor)
+        for path, parts in layout.items()
+        for tensor in parts
+    }
 
 
 # Names of one layer's tensors, and of the whole's.

@@ -1,7 +1,10 @@
 """The network that LLaDA and Dream share: against plain NumPy, under padding, and pass by pass with a cache."""
 
 import dataclasses
+import math
+import re
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -65,6 +68,33 @@ def test_feeding_everything_is_a_full_pass():
     found = model.hidden(TOKENS, slots, model.init_cache(3, 11), None)
     expected = model.hidden(TOKENS, None, None, None)
     jax.tree.map(lambda one, other: np.testing.assert_allclose(one, other, atol=1e-5), found, expected)
+
+
+@pytest.mark.parametrize("config", [LLADA, DREAM], ids=["llada", "dream"])
+def test_each_kernel_is_read_by_one_product_as_it_lies(config):
+    """A cached pass as compiled: six products a layer, attention's two among them, and no kernel written anew."""
+    model = random_model(config)
+    step = jax.jit(lambda model, tokens, slots, cache: logits(model, tokens, slots, cache, None))
+    tokens, slots = np.zeros((1, 5), np.int32), np.arange(3, 8, dtype=np.int32)[None]
+    text = step.lower(model, tokens, slots, model.init_cache(1, 11)).compile().as_text()
+    made = re.findall(r"= f32\[([\d,]+)\]\S* ([\w-]+)\(", text)
+    assert [op for _, op in made].count("dot") == 6 * config.num_layers + 1
+    block = model.params["blocks_0"]
+    kernels = [block["attention"]["qkv"], block["attention"]["out"], block["mlp"]["gate_up"], block["mlp"]["down"]]
+    sizes = {x.size for x in (*kernels, model.params["head"])}
+    written = [(shape, op) for shape, op in made if math.prod(map(int, shape.split(","))) in sizes]
+    assert {op for _, op in written} == {"parameter", "bitcast"}, written
+
+
+def test_fresh_kernels_have_the_deviation_of_their_inputs():
+    """One over the root of the width, in every part that is a tensor of its own in the files."""
+    config = dataclasses.replace(DREAM, width=96, num_layers=1)
+    params = BidirectionalTransformer(config).init(jax.random.key(0), TOKENS[:, :2])["params"]
+    block = jax.tree.map(np.asarray, nn.unbox(params)["blocks_0"])
+    qkv_CxKxPxE, gate_up_Cx2xF = block["attention"]["qkv"], block["mlp"]["gate_up"]
+    assert qkv_CxKxPxE.shape == (96, 2, 4, 4) and gate_up_Cx2xF.shape == (96, 2, 24)
+    np.testing.assert_allclose(qkv_CxKxPxE.std(axis=(0, 1, 3)), 96**-0.5, rtol=0.15)
+    np.testing.assert_allclose(gate_up_Cx2xF.std(axis=(0, 2)), 96**-0.5, rtol=0.1)
 
 
 def test_bfloat16_is_near():

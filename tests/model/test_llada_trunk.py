@@ -236,11 +236,32 @@ def test_rates_of_muon_know_the_trunks_kernels():
     """Every kernel of its blocks is a matrix of its own inputs and outputs; embedding and head are Adam's."""
     found = optimizer.muon_dimensions(params())["network"]
     assert found["embedding"] is None and found["head"] is None
-    assert None not in jax.tree.leaves(found["blocks_0"]["mlp"], is_leaf=lambda x: x is None)
+    for part in ("attention", "mlp"):
+        assert None not in jax.tree.leaves(found["blocks_0"][part], is_leaf=lambda x: x is None)
     rule = optimizer.make_optimizer(OptimizerConfig(name="muon"), lambda step: 1e-2)
     jax.eval_shape(rule.init, params())
     decays = optimizer.decay_mask(params())["network"]
-    assert not decays["embedding"] and decays["blocks_1"]["attention"]["q"]
+    assert not decays["embedding"] and decays["blocks_1"]["attention"]["qkv"]
+
+
+def test_muon_orthogonalises_each_tensor_of_the_files_apart():
+    """Queries, keys and values, gate and value: the step of a joined kernel is that of its tensors alone."""
+    block = params()["network"]["blocks_0"]
+    rule = optimizer.make_optimizer(OptimizerConfig(name="muon", clip_norm=0.0), lambda step: 1e-2)
+
+    def step(kernel, name):
+        tree = {"network": {name: kernel}}
+        return rule.update(tree, rule.init(tree), tree)[0]["network"][name]
+
+    qkv_CxKx3xE, gate_up_Cx2xF = block["attention"]["qkv"], block["mlp"]["gate_up"]
+    joined = np.asarray(step(qkv_CxKx3xE, "qkv"))
+    for part in range(3):
+        # As a plain matrix, which the second kernel of the MLP is.
+        alone = step(qkv_CxKx3xE[:, :, part].reshape(16, 16), "down")
+        np.testing.assert_allclose(joined[:, :, part].reshape(16, 16), alone, atol=1e-6)
+    joined = np.asarray(step(gate_up_Cx2xF, "gate_up"))
+    for part in range(2):
+        np.testing.assert_allclose(joined[:, part], step(gate_up_Cx2xF[:, part], "down"), atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,18 @@ def test_bfloat16_in_memory(tmp_path):
     assert_same(pretrained.load(tmp_path / "half").params, loaded.params)
 
 
+class Counted:
+    """A tensor of a file that counts what is read of it."""
+
+    def __init__(self, tensor):
+        self.tensor, self.read = tensor, 0
+
+    def __getitem__(self, index):
+        found = self.tensor[index]
+        self.read += found.size
+        return found
+
+
 @pytest.mark.parametrize("config", [LLADA, DREAM], ids=["llada", "dream"])
 def test_sharded_over_devices(config, tmp_path, monkeypatch):
     """Each device reads and holds its part alone, and the network computes the same."""
@@ -52,18 +64,49 @@ def test_sharded_over_devices(config, tmp_path, monkeypatch):
     pretrained.save(tmp_path, model)
     mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=4, tensor=2))
     shardings = sharding.param_shardings(pretrained.boxed_params(config), mesh)
-    parts = []
-    read = pretrained.tensors.read
-    monkeypatch.setattr(pretrained.tensors, "read", lambda *args: parts.append(read(*args)) or parts[-1])
+    parts, read = [], pretrained.tensors.read
+
+    def counted(stored, tensors, *args):
+        watched = {name: Counted(tensor) for name, tensor in stored.items()}
+        parts.append(read(watched, tensors, *args))
+        # A bias, by head in memory and flat in the file, is read whole.
+        assert not tensors[0].num_inputs or sum(tensor.read for tensor in watched.values()) == parts[-1].size
+        return parts[-1]
+
+    monkeypatch.setattr(pretrained.tensors, "read", counted)
     loaded = pretrained.load(tmp_path, dtype="float32", shardings=shardings)
     assert_same(loaded.params, model.params)
-    q = loaded.params["blocks_0"]["attention"]["q"]
-    assert q.addressable_shards[0].data.shape == (4, 2, 4)
+    # Half of the key heads, each with its queries, its key and its value, and a quarter of their inputs.
+    key_heads, group = config.num_kv_heads, config.num_heads // config.num_kv_heads
+    qkv = loaded.params["blocks_0"]["attention"]["qkv"]
+    assert qkv.addressable_shards[0].data.shape == (4, key_heads // 2, group + 2, 4)
+    assert loaded.params["blocks_0"]["mlp"]["gate_up"].addressable_shards[0].data.shape == (4, 2, 12)
     assert max(part.size for part in parts) < max(x.size for x in jax.tree.leaves(model.params))
     with sharding.activate(mesh, sharding.rules_for(mesh, config.vocab_size)):
         found = jax.jit(lambda model, x: model.logits(model.hidden(x, None, None, None)[0]))(loaded, TOKENS)
     expected = model.logits(model.hidden(TOKENS, None, None, None)[0])
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("config", [LLADA, DREAM], ids=["llada", "dream"])
+def test_any_part_of_a_parameter(config):
+    """Also one that ends within a tensor, or has nothing of another."""
+    rng, model = np.random.default_rng(0), random_model(config)
+    stored, params = file_tensors(model), flax.traverse_util.flatten_dict(model.params)
+    for path, parts in pretrained.architecture_of(config).tensors(config).items():
+        whole = np.asarray(params[path])
+        for _ in range(8):
+            index = tuple(slice(*sorted(rng.choice(size + 1, 2, replace=False))) for size in whole.shape)
+            found = pretrained.tensors.read(stored, parts, whole.shape, index, whole.dtype)
+            np.testing.assert_array_equal(found, whole[index])
+
+
+def test_devices_that_do_not_share_out_the_key_heads_are_refused():
+    """Four for the two key heads of our tiny Dream, whose four query heads they would divide."""
+    mesh = sharding.make_mesh(MeshConfig(data=1, fsdp=2, tensor=4))
+    message = r"attention/qkv of shape \(16, 2, 4, 4\): dimension 1 is not divisible by mesh.tensor 4"
+    with pytest.raises(ValueError, match=message):
+        sharding.param_shardings(pretrained.boxed_params(DREAM), mesh)
 
 
 def test_bad_folders(tmp_path):
