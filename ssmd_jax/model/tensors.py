@@ -51,7 +51,11 @@ def read(
         dtype: of the result. It and what is read of one tensor are in memory at once.
     """
     wanted = _ranges(index, param_shape)
-    part = np.empty(_sizes(wanted), dtype)
+    # In memory as in the files, outputs before inputs: so copies run along rows. Transposing is left to JAX, which is
+    # four times faster at it than NumPy.
+    inputs, outputs = _split(_sizes(wanted), tensors[0].num_inputs)
+    axes = range(len(wanted))
+    part = np.empty(outputs + inputs, dtype).transpose(*axes[len(outputs) :], *axes[: len(outputs)])
     for tensor in tensors:
         own = _ranges(tensor.place, param_shape)
         common = [range(max(a.start, b.start), min(a.stop, b.stop)) for a, b in zip(wanted, own, strict=True)]
