@@ -26,7 +26,10 @@ class SpeculativeModel(Protocol):
     verify_cost: float
 
     def trunk(self, tokens_BxD: jax.Array, positions_BxD: jax.Array, num_revealed_B: jax.Array, lengths_B: Any) -> Any:
-        """One pass. Masks `tokens[num_revealed:]` itself. Returns any pytree with leading axis B, the context.
+        """One pass. Masks `tokens[num_revealed:]` itself. Returns any pytree of arrays, the context.
+
+        Axis B comes first in every leaf, and entry `b` belongs to row `b`: verify rounds take the rows that still need
+        them out of the context into a smaller batch (`compaction.while_active`). What no row owns belongs in the model.
 
         `lengths_B` may be a NumPy array: the caller then knows while tracing that all rows are full.
         """
@@ -42,7 +45,8 @@ class SpeculativeModel(Protocol):
         """Target logits `[B, size, V]`; row `s` depends on `tokens[: start + s]` only.
 
         `start` is the `num_revealed` of the trunk pass that made the context, in every verify round, and
-        `tokens[:num_revealed]` and `positions` are those of that pass.
+        `tokens[:num_revealed]` and `positions` are those of that pass. B may be fewer rows than that pass had, all of
+        them with what is theirs.
         """
         ...
 

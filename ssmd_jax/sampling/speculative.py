@@ -17,6 +17,7 @@ from ssmd_jax.diffusion.speculation import accept_reject_round, categorical
 from ssmd_jax.sampling import canvas as canvas_lib
 from ssmd_jax.sampling import keys, passes
 from ssmd_jax.sampling.canvas import ACCEPTED, REPLACED, UNVERIFIED, Canvas, SampleResult
+from ssmd_jax.sampling.compaction import while_active
 from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.passes import run_trunk, take_drafts
 from ssmd_jax.sampling.request import Rows, Rules, prepare
@@ -92,10 +93,11 @@ def one_pass(model, rules: Rules, rows: Rows, canvas: Canvas) -> Canvas:
         log_p_BxSxV = rules.laws.proposal(logits_BxSxV)
         drafts_BxS = categorical(keys.fold_tracks(draft_keys_B, start_B, size), log_p_BxSxV)
         stopped_B = rules.laws.stopped(window_B, logits_BxSxV)
-        drafted = _Drafted(context, stopped_B, drafts_BxS, log_p_BxSxV, logits_BxSxV)
-        verified = _verify(model, rules, rows, canvas, drafted)
+        verify_keys_B = keys.fold(keys.stream(rows.keys_B, keys.VERIFY), canvas.passes_B)
+        drafted = _Drafted(canvas, context, verify_keys_B, stopped_B, drafts_BxS, log_p_BxSxV, logits_BxSxV)
+        verified = _verify(model, rules, drafted)
         return canvas_lib.reveal(
-            canvas.replace(rounds_B=verified.rounds_B),
+            canvas.replace(rounds_B=canvas.rounds_B + verified.rounds_B),
             verified.tokens_BxS,
             verified.status_BxS,
             verified.rejected_BxS,
@@ -116,17 +118,21 @@ def one_pass(model, rules: Rules, rows: Rows, canvas: Canvas) -> Canvas:
 
 
 class _Drafted(NamedTuple):
-    """A pass up to its drafts.
+    """A pass up to its drafts; leading axis B everywhere, so that rounds can be given some of the rows.
 
     Attributes:
+        canvas: the rows, drafts not in it.
         context: of the trunk pass.
+        verify_keys_B: keys of the pass's rounds.
         window_B: tracks drafted, at most `S`.
         drafts_BxS: the drafts; behind the window they mean nothing.
         log_p_BxSxV: what they were drawn from.
         logits_BxSxV: the draft's logits.
     """
 
+    canvas: Canvas
     context: Any
+    verify_keys_B: jax.Array
     window_B: jax.Array
     drafts_BxS: jax.Array
     log_p_BxSxV: jax.Array
@@ -137,15 +143,13 @@ class _Verified(NamedTuple):
     """State of a pass's verify rounds: the window's tracks, and how far each row has come.
 
     Attributes:
-        round: rounds run in this pass.
         offset_B: tracks of the window that are settled.
         tokens_BxS: settled tokens, then the drafts in hand.
         status_BxS: accepted or replaced where settled, unverified behind.
         rejected_BxS: the draft that was rejected, the mask id where none.
-        rounds_B: rounds of the row since the start.
+        rounds_B: rounds of the row in this pass.
     """
 
-    round: jax.Array
     offset_B: jax.Array
     tokens_BxS: jax.Array
     status_BxS: jax.Array
@@ -153,47 +157,50 @@ class _Verified(NamedTuple):
     rounds_B: jax.Array
 
 
-def _verify(model, rules: Rules, rows: Rows, canvas: Canvas, drafted: _Drafted) -> _Verified:
+def _verify(model, rules: Rules, drafted: _Drafted) -> _Verified:
     """At most `verify_rounds` rounds on one window. Drafts behind a rejection stay: only `q` is computed anew."""
-    start_B, window_B, size = canvas.num_revealed_B, drafted.window_B, drafted.drafts_BxS.shape[1]
-    verify_keys_B = keys.fold(keys.stream(rows.keys_B, keys.VERIFY), canvas.passes_B)
-    offsets_1xS = jnp.arange(size)[None]
-
-    def verifying(state: _Verified) -> jax.Array:
-        payable_B = rules.purse.round_payable(canvas.passes_B, state.rounds_B)
-        return (state.offset_B < window_B) & (state.round < rules.verify_rounds) & payable_B
-
-    def one_round(state: _Verified) -> _Verified:
-        active_B = verifying(state)
-        tokens_BxD = canvas_lib.write(canvas.tokens_BxD, state.tokens_BxS, start_B, window_B)
-        target_logits_BxSxV = model.target_logits(drafted.context, tokens_BxD, canvas.positions_BxD, start_B, size)
-        outcome = accept_reject_round(
-            keys.fold(verify_keys_B, jnp.broadcast_to(state.round, start_B.shape)),
-            state.tokens_BxS,
-            drafted.log_p_BxSxV,
-            rules.laws.target(target_logits_BxSxV, drafted.logits_BxSxV),
-            start_B,
-            state.offset_B,
-            jnp.where(active_B, window_B, 0),
-        )
-        is_replaced_BxS = (offsets_1xS == outcome.first_rejected[:, None]) & outcome.rejected[:, None]
-        is_accepted_BxS = (offsets_1xS >= state.offset_B[:, None]) & (offsets_1xS < outcome.first_rejected[:, None])
-        status_BxS = jnp.where(is_accepted_BxS, ACCEPTED, state.status_BxS)
-        return _Verified(
-            round=state.round + 1,
-            offset_B=jnp.where(active_B, outcome.offset, state.offset_B),
-            tokens_BxS=jnp.where(is_replaced_BxS, outcome.replacement[:, None], state.tokens_BxS),
-            status_BxS=jnp.where(is_replaced_BxS, REPLACED, status_BxS),
-            rejected_BxS=jnp.where(is_replaced_BxS, state.tokens_BxS, state.rejected_BxS),
-            rounds_B=state.rounds_B + active_B,
-        )
-
+    zeros_B = jnp.zeros_like(drafted.window_B)
     state = _Verified(
-        round=jnp.int32(0),
-        offset_B=jnp.zeros_like(start_B),
+        offset_B=zeros_B,
         tokens_BxS=drafted.drafts_BxS,
         status_BxS=jnp.full_like(drafted.drafts_BxS, UNVERIFIED),
         rejected_BxS=jnp.full_like(drafted.drafts_BxS, model.num_tokens),
-        rounds_B=canvas.rounds_B,
+        rounds_B=zeros_B,
     )
-    return jax.lax.while_loop(lambda state: jnp.any(verifying(state)), one_round, state)
+    one_round = functools.partial(_one_round, model, rules)
+    return while_active(functools.partial(_verifying, rules), one_round, drafted, state)
+
+
+def _verifying(rules: Rules, drafted: _Drafted, state: _Verified) -> jax.Array:
+    """Which rows take part in the next round, bool `[B]`; a row that does not will not again in this pass."""
+    canvas = drafted.canvas
+    payable_B = rules.purse.round_payable(canvas.passes_B, canvas.rounds_B + state.rounds_B)
+    return (state.offset_B < drafted.window_B) & (state.rounds_B < rules.verify_rounds) & payable_B
+
+
+def _one_round(model, rules: Rules, drafted: _Drafted, state: _Verified) -> _Verified:
+    """Accepts drafts up to the first rejection, which it replaces; rows that take no part stay as they are."""
+    canvas, window_B, size = drafted.canvas, drafted.window_B, drafted.drafts_BxS.shape[1]
+    start_B, active_B = canvas.num_revealed_B, _verifying(rules, drafted, state)
+    tokens_BxD = canvas_lib.write(canvas.tokens_BxD, state.tokens_BxS, start_B, window_B)
+    target_logits_BxSxV = model.target_logits(drafted.context, tokens_BxD, canvas.positions_BxD, start_B, size)
+    outcome = accept_reject_round(
+        keys.fold(drafted.verify_keys_B, state.rounds_B),
+        state.tokens_BxS,
+        drafted.log_p_BxSxV,
+        rules.laws.target(target_logits_BxSxV, drafted.logits_BxSxV),
+        start_B,
+        state.offset_B,
+        jnp.where(active_B, window_B, 0),
+    )
+    offsets_1xS = jnp.arange(size)[None]
+    is_replaced_BxS = (offsets_1xS == outcome.first_rejected[:, None]) & outcome.rejected[:, None]
+    is_accepted_BxS = (offsets_1xS >= state.offset_B[:, None]) & (offsets_1xS < outcome.first_rejected[:, None])
+    status_BxS = jnp.where(is_accepted_BxS, ACCEPTED, state.status_BxS)
+    return _Verified(
+        offset_B=jnp.where(active_B, outcome.offset, state.offset_B),
+        tokens_BxS=jnp.where(is_replaced_BxS, outcome.replacement[:, None], state.tokens_BxS),
+        status_BxS=jnp.where(is_replaced_BxS, REPLACED, status_BxS),
+        rejected_BxS=jnp.where(is_replaced_BxS, state.tokens_BxS, state.rejected_BxS),
+        rounds_B=state.rounds_B + active_B,
+    )
