@@ -140,29 +140,37 @@ class Law:
             window = self._stopped(tokens, positions, i, window)
         end = i + window
         p = {k: self.draft(tokens, positions, i, k) for k in range(i, self.length)}
-        for drafts in itertools.product(range(self.model.num_tokens), repeat=window):
+        for j, settled, rounds_now, prob in self._window(i, end, tokens, positions, passes, rounds, p):
+            if j < self.length and budget is not None and self._payable(passes, rounds_now) < 1:
+                rest = range(end, self.length)
+                for tail in itertools.product(range(self.model.num_tokens), repeat=len(rest)):
+                    p_tail = math.prod(p[k][v] for k, v in zip(rest, tail, strict=True))
+                    yield (settled + tail, positions, passes, rounds_now), prob * p_tail
+            else:
+                yield (settled[:j], positions, passes, rounds_now), prob
+
+    def _window(self, i, end, tokens, positions, passes, rounds, p):
+        """(end of the settled tracks, tokens and drafts, rounds, probability) of what a window's drafts come to."""
+        for drafts in itertools.product(range(self.model.num_tokens), repeat=end - i):
             weight = math.prod(p[i + s][v] for s, v in enumerate(drafts))
             if weight == 0:
                 continue
             drafted = tokens + drafts
             if self.plain:
-                outcomes = [(end, drafted, rounds, 1.0)]
-            else:
-                outcomes = self._rounds(i, i, end, 0, drafted, positions, passes, rounds, p)
-            for j, settled, rounds_now, prob in outcomes:
-                if j < self.length and budget is not None and self._payable(passes, rounds_now) < 1:
-                    rest = range(end, self.length)
-                    for tail in itertools.product(range(self.model.num_tokens), repeat=len(rest)):
-                        p_tail = math.prod(p[k][v] for k, v in zip(rest, tail, strict=True))
-                        yield (settled + tail, positions, passes, rounds_now), weight * prob * p_tail
-                else:
-                    yield (settled[:j], positions, passes, rounds_now), weight * prob
+                yield end, drafted, rounds, weight
+                continue
+            for j, settled, rounds_now, prob in self._rounds(i, i, end, 0, drafted, positions, passes, rounds, p):
+                yield j, settled, rounds_now, weight * prob
+
+    def _may_verify(self, n, passes, rounds):
+        """Whether a row that has had `n` rounds in this pass may have another."""
+        spent = passes * self.trunk_cost + (rounds + 1) * self.verify_cost
+        broke = self.config.budget_nfe is not None and spent > self.config.budget_nfe + 1e-4
+        return n < self.config.verify_rounds and not broke
 
     def _rounds(self, i, j, end, n, tokens, positions, passes, rounds, p):
         """(end of the settled tracks, tokens, rounds, probability) of the verify rounds from `j` on."""
-        spent = passes * self.trunk_cost + (rounds + 1) * self.verify_cost
-        broke = self.config.budget_nfe is not None and spent > self.config.budget_nfe + 1e-4
-        if j >= end or n >= self.config.verify_rounds or broke:
+        if j >= end or not self._may_verify(n, passes, rounds):
             yield j, tokens, rounds, 1.0
             return
         reach = 1.0
@@ -182,3 +190,32 @@ class Law:
             if reach == 0:
                 return
         yield end, tokens, rounds + 1, reach
+
+
+class SharedNoiseLaw(Law):
+    """The law with `shared_noise`, for two tokens: `argmax(log p + g)` is 1 where a uniform number is below `p(1)`.
+
+    So each track has one uniform number a pass, and all that can happen depends on where it lies among the draft's and
+    the target's probabilities of 1 under all that may stand before the track.
+    """
+
+    def _window(self, i, end, tokens, positions, passes, rounds, p):
+        assert self.model.num_tokens == 2
+        q = {
+            (*tokens, *before): self.target((*tokens, *before), positions, i, k)[1]
+            for k in range(i, end)
+            for before in itertools.product(range(2), repeat=k - i)
+        }
+        cells = []
+        for k in range(i, end):
+            cuts = sorted({0.0, 1.0, p[k][1], *(prob for before, prob in q.items() if len(before) == k)})
+            cells.append([((a + b) / 2, b - a) for a, b in itertools.pairwise(cuts)])
+        for cell in itertools.product(*cells):
+            drafts = tuple(int(u < p[i + s][1]) for s, (u, _) in enumerate(cell))
+            j, hand, n = i, tokens + drafts, 0
+            while j < end and self._may_verify(n, passes, rounds + n):
+                drawn = hand[:j] + tuple(int(cell[k - i][0] < q[hand[:k]]) for k in range(j, end))
+                j = next((k + 1 for k in range(j, end) if drawn[k] != hand[k]), end)
+                hand, n = drawn, n + 1
+            # Drafts that nobody has verified are taken as they were drawn.
+            yield j, hand[:j] + (tokens + drafts)[j:], rounds + n, math.prod(width for _, width in cell)

@@ -1,4 +1,4 @@
-"""One round of accept, reject, replace: the heart of speculative sampling (METHOD.md section 5).
+"""One round of accept, reject, replace, or of drawing again with the draft's noise (METHOD.md section 5).
 
 Draft and target are log-probabilities in float32; zero probability is -inf. Draws use JAX's high-dynamic-range Gumbel
 noise: ordinary float32 noise truncates the tails and silently lowers the temperature (arXiv 2409.02908).
@@ -42,6 +42,20 @@ def shape_log_prob(
     return jax.nn.log_softmax(jnp.where(kept, log_prob, -jnp.inf), axis=-1)
 
 
+def gumbel(keys: jax.Array, num_tokens: int) -> jax.Array:
+    """Standard Gumbel noise, one vector a key.
+
+    Args:
+        keys: typed PRNG keys of shape `[...]`: a vector depends on its own key alone.
+        num_tokens: entries of a vector, `V`.
+
+    Returns:
+        float32 `[..., V]`.
+    """
+    noise = jax.vmap(lambda key: jax.random.gumbel(key, (num_tokens,), jnp.float32, mode="high"))(keys.reshape(-1))
+    return noise.reshape(*keys.shape, num_tokens)
+
+
 def categorical(keys: jax.Array, log_prob: jax.Array) -> jax.Array:
     """One draw a key from unnormalised log-probabilities.
 
@@ -52,10 +66,7 @@ def categorical(keys: jax.Array, log_prob: jax.Array) -> jax.Array:
     Returns:
         int32 `[...]`.
     """
-    flat_keys = keys.reshape(-1)
-    flat = log_prob.reshape(flat_keys.shape[0], log_prob.shape[-1])
-    noise = jax.vmap(lambda key: jax.random.gumbel(key, (flat.shape[1],), jnp.float32, mode="high"))(flat_keys)
-    return jnp.argmax(flat + noise, axis=-1).reshape(keys.shape).astype(jnp.int32)
+    return jnp.argmax(log_prob + gumbel(keys, log_prob.shape[-1]), axis=-1).astype(jnp.int32)
 
 
 def residual_log_weight(draft_log_prob: jax.Array, target_log_prob: jax.Array) -> jax.Array:
@@ -139,3 +150,37 @@ def accept_reject_round(
     replacement_B = categorical(jax.vmap(jax.random.fold_in)(replace_keys_B, start_B + index_B), weight_BxV)
     offset_B = jnp.where(rejected_B, index_B + 1, jnp.maximum(offset_B, window_B))
     return Round(first_B, rejected_B, replacement_B, offset_B)
+
+
+def redraw_round(
+    noise_BxSxV: jax.Array,
+    tokens_BxS: jax.Array,
+    target_log_prob_BxSxV: jax.Array,
+    offset_B: jax.Array,
+    window_B: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Draws all tracks of a window again from the target, with the Gumbel noise that their drafts were drawn with.
+
+    Up to the first track that changes, the tokens before each track were the final ones: these tracks hold what the
+    target gives one track after another with this noise, so its law is theirs whatever the drafts were.
+
+    Args:
+        noise_BxSxV: standard Gumbel noise of the window's tracks, the same in every round of a pass.
+        tokens_BxS: settled tokens, then the drafts in hand.
+        target_log_prob_BxSxV: `log q`, given the tokens in hand before each track.
+        offset_B: tracks before it are settled and stay.
+        window_B: number of tracks in the row's window, at most `S`.
+
+    Returns:
+        The tokens in hand, int32 `[B, S]`, and where the next round starts, int32 `[B]`: behind the first change, or
+        at the window's end. Where `offset >= window` nothing changes.
+    """
+    batch, size = tokens_BxS.shape
+    chex.assert_shape([noise_BxSxV, target_log_prob_BxSxV], (batch, size, None))
+    chex.assert_shape([offset_B, window_B], (batch,))
+    offsets_1xS = jnp.arange(size)[None]
+    drawn_BxS = jnp.argmax(target_log_prob_BxSxV + noise_BxSxV, axis=-1).astype(tokens_BxS.dtype)
+    open_BxS = (offsets_1xS >= offset_B[:, None]) & (offsets_1xS < window_B[:, None])
+    changed_BxS = open_BxS & (drawn_BxS != tokens_BxS)
+    first_B = jnp.where(jnp.any(changed_BxS, axis=1), jnp.argmax(changed_BxS, axis=1) + 1, window_B)
+    return jnp.where(changed_BxS, drawn_BxS, tokens_BxS), jnp.maximum(offset_B, first_B.astype(offset_B.dtype))

@@ -38,6 +38,9 @@ class SpeculativeConfig:
         confidence_stop: a window ends before the first track but the first whose largest draft probability, at
             temperature 1, is below this; 0 never. It looks at no drawn token, so that the target's law stays. Plays no
             part in the plain sampler. Meant for the order "confidence".
+        shared_noise: rounds draw a window's tracks again from the target with the noise of their drafts, instead of
+            accepting and rejecting (`diffusion.speculation.redraw_round`): the same law, in fewer rounds where a
+            window has several drafts that the target would not have drawn.
     """
 
     window: Window
@@ -49,6 +52,7 @@ class SpeculativeConfig:
     order: str | Callable = "random"
     tie_first: bool = False
     confidence_stop: float = 0.0
+    shared_noise: bool = False
 
     def __post_init__(self):
         rounds = self.verify_rounds
@@ -83,6 +87,7 @@ class SpeculativeConfig:
             order=self.order,
             tie_first=self.tie_first,
             confidence_stop=None if self.confidence_stop == 0 else np.float32(self.confidence_stop),
+            shared_noise=self.shared_noise,
         )
 
 
@@ -100,6 +105,7 @@ class Laws:
         order: static.
         tie_first: static.
         confidence_stop: None for 0, windows as the table says.
+        shared_noise: static.
     """
 
     temperature: jax.Array | None
@@ -108,6 +114,7 @@ class Laws:
     order: str | Callable = flax.struct.field(pytree_node=False)
     tie_first: bool = flax.struct.field(pytree_node=False)
     confidence_stop: jax.Array | None = None
+    shared_noise: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def adaptive(self) -> bool:

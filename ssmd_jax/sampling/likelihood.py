@@ -40,10 +40,16 @@ def log_likelihood(
         `log_prob [batch]` in nats, -inf where impossible, and `expected_nfe [batch]`, nan there.
 
     Raises:
-        ValueError: bad arguments, a batch that the mesh does not divide, or a budget: its law has no such recursion.
+        ValueError: bad arguments, a batch that the mesh does not divide, or a budget or shared noise: they have no such
+            recursion.
     """
     if config.budget_nfe is not None:
         raise ValueError("the likelihood has no recursion under a budget: set budget_nfe to None")
+    if config.shared_noise:
+        raise ValueError(
+            "the likelihood's recursion is that of rejections: set shared_noise to False, which with rounds enough for "
+            "every window is the same law"
+        )
     tokens_BxD, order_BxD, num_given_B, lengths_B = _check(model, tokens, order, num_given, lengths)
     sharded.check_divisible(mesh, tokens_BxD.shape[0], "the number of rows")
     windows, size = budget.windows(config.window, lengths_B, tokens_BxD.shape[1], None)

@@ -5,6 +5,9 @@ while i < D and budget is left:
   draft tokens of tracks [i, i + W(i)) independently from p
   at most N verify rounds: accept while u < q / p; replace the first rejected from max(0, q - p)
   reveal what was accepted and replaced
+
+With `shared_noise` a round instead draws all tracks again, `argmax(log q + g)` with the noise `g` of the draft
+`argmax(log p + g)`, and what stands before the first change is settled.
 """
 
 import functools
@@ -13,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ssmd_jax.diffusion.speculation import accept_reject_round, categorical
+from ssmd_jax.diffusion.speculation import accept_reject_round, gumbel, redraw_round
 from ssmd_jax.sampling import canvas as canvas_lib
 from ssmd_jax.sampling import keys, passes
 from ssmd_jax.sampling.canvas import ACCEPTED, REPLACED, UNVERIFIED, Canvas, SampleResult
@@ -91,10 +94,12 @@ def one_pass(model, rules: Rules, rows: Rows, canvas: Canvas) -> Canvas:
     def draft_and_verify(canvas: Canvas, size: int) -> Canvas:
         logits_BxSxV = model.draft_logits(context, start_B, size)
         log_p_BxSxV = rules.laws.proposal(logits_BxSxV)
-        drafts_BxS = categorical(keys.fold_tracks(draft_keys_B, start_B, size), log_p_BxSxV)
+        noise_BxSxV = gumbel(keys.fold_tracks(draft_keys_B, start_B, size), log_p_BxSxV.shape[-1])
+        drafts_BxS = jnp.argmax(log_p_BxSxV + noise_BxSxV, axis=-1).astype(jnp.int32)
         stopped_B = rules.laws.stopped(window_B, logits_BxSxV)
         verify_keys_B = keys.fold(keys.stream(rows.keys_B, keys.VERIFY), canvas.passes_B)
-        drafted = _Drafted(canvas, context, verify_keys_B, stopped_B, drafts_BxS, log_p_BxSxV, logits_BxSxV)
+        drawn_with_BxSxV = noise_BxSxV if rules.laws.shared_noise else log_p_BxSxV
+        drafted = _Drafted(canvas, context, verify_keys_B, stopped_B, drafts_BxS, drawn_with_BxSxV, logits_BxSxV)
         verified = _verify(model, rules, drafted)
         return canvas_lib.reveal(
             canvas.replace(rounds_B=canvas.rounds_B + verified.rounds_B),
@@ -126,7 +131,7 @@ class _Drafted(NamedTuple):
         verify_keys_B: keys of the pass's rounds.
         window_B: tracks drafted, at most `S`.
         drafts_BxS: the drafts; behind the window they mean nothing.
-        log_p_BxSxV: what they were drawn from.
+        drawn_with_BxSxV: `log p`, or with shared noise the Gumbel noise: what rounds ask of how they were drawn.
         logits_BxSxV: the draft's logits.
     """
 
@@ -135,7 +140,7 @@ class _Drafted(NamedTuple):
     verify_keys_B: jax.Array
     window_B: jax.Array
     drafts_BxS: jax.Array
-    log_p_BxSxV: jax.Array
+    drawn_with_BxSxV: jax.Array
     logits_BxSxV: jax.Array
 
 
@@ -158,7 +163,7 @@ class _Verified(NamedTuple):
 
 
 def _verify(model, rules: Rules, drafted: _Drafted) -> _Verified:
-    """At most `verify_rounds` rounds on one window. Drafts behind a rejection stay: only `q` is computed anew."""
+    """At most `verify_rounds` rounds on one window, each with `q` computed anew."""
     zeros_B = jnp.zeros_like(drafted.window_B)
     state = _Verified(
         offset_B=zeros_B,
@@ -179,28 +184,51 @@ def _verifying(rules: Rules, drafted: _Drafted, state: _Verified) -> jax.Array:
 
 
 def _one_round(model, rules: Rules, drafted: _Drafted, state: _Verified) -> _Verified:
-    """Accepts drafts up to the first rejection, which it replaces; rows that take no part stay as they are."""
-    canvas, window_B, size = drafted.canvas, drafted.window_B, drafted.drafts_BxS.shape[1]
+    """A round of those rows that take part; the others stay as they are."""
+    canvas, size = drafted.canvas, drafted.drafts_BxS.shape[1]
     start_B, active_B = canvas.num_revealed_B, _verifying(rules, drafted, state)
-    tokens_BxD = canvas_lib.write(canvas.tokens_BxD, state.tokens_BxS, start_B, window_B)
+    tokens_BxD = canvas_lib.write(canvas.tokens_BxD, state.tokens_BxS, start_B, drafted.window_B)
     target_logits_BxSxV = model.target_logits(drafted.context, tokens_BxD, canvas.positions_BxD, start_B, size)
+    log_q_BxSxV = rules.laws.target(target_logits_BxSxV, drafted.logits_BxSxV)
+    settle = _redraw if rules.laws.shared_noise else _accept_or_replace
+    settled = settle(drafted, state, log_q_BxSxV, jnp.where(active_B, drafted.window_B, 0))
+    return settled._replace(rounds_B=state.rounds_B + active_B)
+
+
+def _accept_or_replace(drafted: _Drafted, state: _Verified, log_q_BxSxV: jax.Array, window_B: jax.Array) -> _Verified:
+    """Accepts drafts up to the first rejection, which it replaces; drafts behind it stay. Windows of 0 do nothing."""
     outcome = accept_reject_round(
         keys.fold(drafted.verify_keys_B, state.rounds_B),
         state.tokens_BxS,
-        drafted.log_p_BxSxV,
-        rules.laws.target(target_logits_BxSxV, drafted.logits_BxSxV),
-        start_B,
+        drafted.drawn_with_BxSxV,
+        log_q_BxSxV,
+        drafted.canvas.num_revealed_B,
         state.offset_B,
-        jnp.where(active_B, window_B, 0),
+        window_B,
     )
-    offsets_1xS = jnp.arange(size)[None]
+    offsets_1xS = jnp.arange(state.tokens_BxS.shape[1])[None]
     is_replaced_BxS = (offsets_1xS == outcome.first_rejected[:, None]) & outcome.rejected[:, None]
     is_accepted_BxS = (offsets_1xS >= state.offset_B[:, None]) & (offsets_1xS < outcome.first_rejected[:, None])
     status_BxS = jnp.where(is_accepted_BxS, ACCEPTED, state.status_BxS)
-    return _Verified(
-        offset_B=jnp.where(active_B, outcome.offset, state.offset_B),
+    return state._replace(
+        offset_B=outcome.offset,
         tokens_BxS=jnp.where(is_replaced_BxS, outcome.replacement[:, None], state.tokens_BxS),
         status_BxS=jnp.where(is_replaced_BxS, REPLACED, status_BxS),
         rejected_BxS=jnp.where(is_replaced_BxS, state.tokens_BxS, state.rejected_BxS),
-        rounds_B=state.rounds_B + active_B,
+    )
+
+
+def _redraw(drafted: _Drafted, state: _Verified, log_q_BxSxV: jax.Array, window_B: jax.Array) -> _Verified:
+    """Draws all tracks again; those up to the first change are settled, as drafted or not. Windows of 0 do nothing."""
+    tokens_BxS, offset_B = redraw_round(
+        drafted.drawn_with_BxSxV, state.tokens_BxS, log_q_BxSxV, state.offset_B, window_B
+    )
+    offsets_1xS = jnp.arange(tokens_BxS.shape[1])[None]
+    is_settled_BxS = (offsets_1xS >= state.offset_B[:, None]) & (offsets_1xS < offset_B[:, None])
+    is_draft_BxS = tokens_BxS == drafted.drafts_BxS
+    return state._replace(
+        offset_B=offset_B,
+        tokens_BxS=tokens_BxS,
+        status_BxS=jnp.where(is_settled_BxS, jnp.where(is_draft_BxS, ACCEPTED, REPLACED), state.status_BxS),
+        rejected_BxS=jnp.where(is_settled_BxS & ~is_draft_BxS, drafted.drafts_BxS, state.rejected_BxS),
     )

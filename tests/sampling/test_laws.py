@@ -13,7 +13,7 @@ from ssmd_jax.diffusion.window import ConstantWindow, CosineWindow, FullWindow, 
 from ssmd_jax.sampling import ancestral, speculative
 from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.likelihood import log_likelihood
-from tests.enumeration import Law
+from tests.enumeration import Law, SharedNoiseLaw
 from tests.tabular import tabular_model
 
 NUM_SAMPLES = 20_000
@@ -272,3 +272,44 @@ def test_likelihood_gradient_is_finite():
         assert np.isfinite(leaf).all()
     gradient = jax.tree.leaves(jax.grad(total)(base))
     assert any(np.abs(leaf).max() > 1e-3 for leaf in gradient)
+
+
+@pytest.mark.parametrize("name", [name for name in CONFIGS if name not in ("left to right", "cosine")])
+def test_shared_noise_follows_its_law(name):
+    """Tokens, passes and rounds together, with rounds enough and with too few."""
+    model, config = tabular_model(LENGTH), dataclasses.replace(CONFIGS[name], shared_noise=True)
+    result = speculative.sample(model, jax.random.key(1), config, batch_size=NUM_SAMPLES, length=LENGTH)
+    check_totals(result, LENGTH)
+    assert chi_square(counts_of(result), SharedNoiseLaw(model, config, LENGTH).joint(), NUM_SAMPLES) > 1e-3
+
+
+@pytest.mark.parametrize(("budget", "order"), [(1.0, "random"), (2.25, "confidence"), (3.5, "random")])
+def test_shared_noise_under_a_budget(budget, order):
+    model = tabular_model(LENGTH, seed=5)
+    config = SpeculativeConfig(LinearWindow(1, 3), 3, budget_nfe=budget, order=order, shared_noise=True)
+    result = speculative.sample(model, jax.random.key(6), config, batch_size=NUM_SAMPLES, length=LENGTH)
+    assert (np.asarray(result.nfe) <= budget + 1e-4).all()
+    check_totals(result, LENGTH)
+    assert chi_square(counts_of(result), SharedNoiseLaw(model, config, LENGTH).joint(), NUM_SAMPLES) > 1e-3
+
+
+@pytest.mark.parametrize("name", ["two at a time", "growing", "exact", "tied", "cool", "nucleus"])
+def test_shared_noise_with_rounds_enough_has_the_law_of_rejection(name):
+    """Both are the product of the target's conditionals over the windows, sequence by sequence."""
+    model = tabular_model(LENGTH, seed=2)
+    config = dataclasses.replace(CONFIGS[name], verify_rounds=LENGTH)
+    laws = []
+    for law in (Law(model, config, LENGTH), SharedNoiseLaw(model, config, LENGTH)):
+        totals = {}
+        for (sequence, _, _), prob in law.of_order((2, 0, 3, 1)).items():
+            totals[sequence] = totals.get(sequence, 0.0) + prob
+        laws.append(totals)
+    assert laws[0].keys() >= laws[1].keys()
+    for sequence, prob in laws[0].items():
+        np.testing.assert_allclose(laws[1].get(sequence, 0.0), prob, atol=1e-12)
+
+
+def test_likelihood_knows_rejection_alone():
+    config = SpeculativeConfig(FullWindow(), LENGTH, shared_noise=True)
+    with pytest.raises(ValueError, match="shared_noise"):
+        log_likelihood(tabular_model(LENGTH), np.zeros((1, LENGTH), int), np.arange(LENGTH)[None], config)

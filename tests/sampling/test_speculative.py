@@ -12,6 +12,7 @@ from ssmd_jax.diffusion.window import ConstantWindow, CosineWindow, FullWindow, 
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.sampling import ancestral, budget, keys, speculative
+from ssmd_jax.sampling.canvas import ACCEPTED
 from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.likelihood import log_likelihood
 from tests.model.test_hybrid import random_params
@@ -326,3 +327,44 @@ def test_likelihood_arguments_are_named():
         arguments = {"tokens": tokens, "order": order, "config": CONFIG} | change
         with pytest.raises(ValueError, match=words):
             log_likelihood(model, arguments.pop("tokens"), arguments.pop("order"), arguments.pop("config"), **arguments)
+
+
+def test_shared_noise_is_the_target_one_track_after_another():
+    """Token for token: `argmax(log q + g)` down the window with the noise of the drafts, whatever these were."""
+    model, length = tabular_model(6, num_tokens=5, seed=4), 6
+    config = SpeculativeConfig(ConstantWindow(4), length, order="left_to_right", shared_noise=True)
+    result = speculative.sample(model, jax.random.key(3), config, batch_size=64, length=length)
+    row_keys_B = keys.row_keys(jax.random.key(3), 64)
+    accepted, positions = 0, tuple(range(length))
+    for row in range(64):
+        tokens, passes = (), 0
+        while len(tokens) < length:
+            passes, start = passes + 1, len(tokens)
+            draft_key = jax.random.fold_in(jax.random.fold_in(row_keys_B[row], keys.DRAFT), passes)
+            for k in range(start, min(start + 4, length)):
+                noise = np.asarray(jax.random.gumbel(jax.random.fold_in(draft_key, k), (5,), mode="high"), np.float64)
+                accepted += int(result.status[row, k] == ACCEPTED)
+                draft = np.argmax(model.numpy_draft_logits(tokens[:start], positions, start, k) + noise)
+                tokens = (*tokens, int(np.argmax(model.numpy_target_logits(tokens, positions, start, k) + noise)))
+                assert (result.status[row, k] == ACCEPTED) == (tokens[k] == draft)
+                rejected = model.num_tokens if tokens[k] == draft else draft
+                assert result.rejected_token[row, k] == rejected
+        assert tuple(np.asarray(result.tokens[row]).tolist()) == tokens and result.trunk_passes[row] == passes
+    assert 0 < accepted < 64 * length
+
+
+def test_shared_noise_needs_fewer_rounds():
+    """Several rejections of a window are mended in one round; the drafts are those of the same key without it."""
+    model = tabular_model(12, num_tokens=4, seed=1)
+    results = [
+        speculative.sample(
+            model,
+            jax.random.key(0),
+            SpeculativeConfig(FullWindow(), 12, shared_noise=shared),
+            batch_size=500,
+            length=12,
+        )
+        for shared in (False, True)
+    ]
+    first, second = (np.asarray(result.verify_rounds, np.float64).mean() for result in results)
+    assert second < 0.8 * first
