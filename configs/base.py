@@ -171,6 +171,8 @@ def get_config() -> ConfigDict:
     config.sampling.order = "random"
     # The first track of each pass takes the draft as its target.
     config.sampling.tie_first = False
+    # Verify rounds draw with the noise of the drafts: the same law in fewer rounds.
+    config.sampling.shared_noise = False
 
     # Root of all random numbers: initial weights, order of the data, orders and masks.
     config.seed = 0

@@ -5,8 +5,8 @@
 
 Progress and tables go to standard error; standard output is one line of JSON, which --output keeps in a file too.
 An entry of --settings is plain:WINDOW or speculative:WINDOW:ROUNDS; WINDOW is the step of a cosine window, below 1, or
-a whole number of tracks, "full", or FIRST..LAST for a linear window. ":tie_first" and the name of an order, as in
-speculative:0.04:8:confidence, may follow.
+a whole number of tracks, "full", or FIRST..LAST for a linear window. ":tie_first", ":shared_noise" and the name of an
+order, as in speculative:0.04:8:confidence, may follow.
 --samplers=mdlm,llada:block=64,eb --sweep=steps=16:32:64,gamma=0.1:1 compares any samplers; those without an argument
 that the sweep names run through values of their own. --plot=samplers.svg draws quality against cost, --texts=FOLDER
 keeps the samples for launch/judge.py.

@@ -4,8 +4,9 @@ With rounds enough to verify every window whole, the law of the tokens that a pa
 the product of the target's conditionals `q_{i,k}`. So with `nll_{i,s} = E[-log q_{i,i+s}(x)]` on held-out text a path
 `0 = i_0 < i_1 < ... < D` of windows has the expected negative log likelihood
 `sum_n sum_{s < W(i_n)} nll_{i_n,s}`, a sum over its windows. Its NFE is one too, since a pass costs
-`trunk_cost + verify_cost (1 + expected rejections before the window's last track)`. The same holds of the plain sampler
-with `nll` of the draft and no rounds.
+`trunk_cost + verify_cost (1 + expected rejections before the window's last track)`, or with shared noise `trunk_cost +
+verify_cost (expected rounds until its last track is settled)`. The same holds of the plain sampler with `nll` of the
+draft and no rounds.
 """
 
 from typing import NamedTuple
@@ -40,6 +41,11 @@ def window_costs(rejections_DxS: np.ndarray | None, shape: tuple[int, int], trun
         return np.full(shape, trunk_cost)
     before_DxS = np.cumsum(rejections_DxS, axis=1) - rejections_DxS
     return trunk_cost + verify_cost * (1.0 + before_DxS)
+
+
+def shared_noise_costs(rounds_DxS: np.ndarray, trunk_cost: float, verify_cost: float) -> np.ndarray:
+    """The same with shared noise, where `rounds_DxS` are expected to settle track `i + s` of a pass at `i`."""
+    return trunk_cost + verify_cost * np.asarray(rounds_DxS, np.float64)
 
 
 def best_schedule(nll_DxS: np.ndarray, cost_DxS: np.ndarray, price: float) -> Schedule:

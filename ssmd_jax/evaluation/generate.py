@@ -1,6 +1,7 @@
 """Samples of a trained run as text: what `launch/sample.py` does."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import pathlib
@@ -114,13 +115,15 @@ def draw(
         raise ValueError(f"nfe must be positive, got {nfe}")
     if nfe is not None and length not in (None, experiment.length):
         raise ValueError(f"nfe chooses windows for {experiment.length} tokens: leave out nfe or length")
+    # The best windows are verified whole, so that shared noise only saves rounds.
+    best = dataclasses.replace(config, shared_noise=given.get("shared_noise", True)) if sampler in WINDOWED else config
     if nfe is not None:
-        config = with_best_windows(config, sampler, Profile.load(workdir / PROFILE_FILE), nfe)
+        config = with_best_windows(best, sampler, Profile.load(workdir / PROFILE_FILE), nfe)
     elif sampler in WINDOWED and not windows and length is None and (workdir / PROFILE_FILE).is_file():
         profile = Profile.load(workdir / PROFILE_FILE)
         # Short sequences have no windows as cheap as that: the config's stay.
         with contextlib.suppress(BudgetError):
-            config = with_best_windows(config, sampler, profile, experiment.length / TOKENS_PER_NFE)
+            config = with_best_windows(best, sampler, profile, experiment.length / TOKENS_PER_NFE)
     setting = Setting(sampler, sampler, config, critic_of(config, model, workdir))
     lengths = None
     if experiment.data.rows == "sequences" and length is prompt is infill is None:

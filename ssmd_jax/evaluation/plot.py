@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ssmd_jax.evaluation.bench import Row
 from ssmd_jax.evaluation.benchmark import plot
 from ssmd_jax.evaluation.report import check_output
-from ssmd_jax.evaluation.settings import BEST
+from ssmd_jax.evaluation.settings import BEST, SWITCHES
 from ssmd_jax.evaluation.statistics import to_json
 from ssmd_jax.sampling.config import ORDERS
 
@@ -23,7 +23,7 @@ def curve_name(row: Mapping[str, Any]) -> str:
     """What settings that one line joins have in common: all but the last argument, or but the window's size."""
     words = row["setting"].split()
     kind = ["best windows"] if words and BEST.fullmatch(words[0]) else []
-    options = [word for word in words if word == "tie_first" or word in ORDERS]
+    options = [word for word in words if word in SWITCHES or word in ORDERS]
     return " ".join([row["sampler"], *kind, *(word for word in words[:-1] if "=" in word), *options])
 
 

@@ -244,7 +244,8 @@ def evaluate_workdir(
         experiment,
         load_data(experiment, data_folder),
         settings,
-        make_config(experiment.sampling),
+        # The bound's recursion is that of rejections.
+        make_config(experiment.sampling, shared_noise=False),
         words=words,
         progress=say,
         **options,

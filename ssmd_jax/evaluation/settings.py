@@ -13,6 +13,8 @@ from ssmd_jax.training.config import SamplingConfig
 
 # Those that the config's `sampling` section describes.
 WINDOWED = ("plain", "speculative")
+# Words behind a setting that switch a field on.
+SWITCHES = ("tie_first", "shared_noise")
 # Those whose history tells all their passes and rounds, so that they can be shown pass by pass.
 TRACED = (*WINDOWED, "big_little")
 BEST = re.compile(r"best([0-9.]+)")
@@ -100,7 +102,8 @@ def with_best_windows(
     Raises:
         ValueError: if the budget is below the NFE of the cheapest windows.
     """
-    best = recommend(profile, budget_nfe, plain=sampler == "plain", tie_first=config.tie_first)
+    laws = {"tie_first": config.tie_first, "shared_noise": config.shared_noise}
+    best = recommend(profile, budget_nfe, plain=sampler == "plain", **laws)
     return dataclasses.replace(config, window=best.window, verify_rounds=best.verify_rounds)
 
 
@@ -163,8 +166,8 @@ def parse_settings(text: str, sampling: SamplingConfig, profile: Profile | None 
     Each entry is `plain:WINDOW` or `speculative:WINDOW:ROUNDS`; WINDOW is the step `delta_tau` of a cosine window,
     below 1, or else as `diffusion.window.window_by_name`: a whole number of tracks, "full", or FIRST..LAST. "bestNFE",
     as in `best12`, takes the best windows for a mean of so many function evaluations, and then the rounds may be left
-    out. Behind them may stand "tie_first" and the name of an order. What an entry does not say comes from the config's
-    section.
+    out. Behind them may stand "tie_first", "shared_noise" and the name of an order. What an entry does not say comes
+    from the config's section.
 
     Args:
         text: the list.
@@ -179,8 +182,8 @@ def parse_settings(text: str, sampling: SamplingConfig, profile: Profile | None 
 
 def _parse(entry: str, sampling: SamplingConfig, profile: Profile | None) -> Setting:
     sampler, *rest = entry.split(":")
-    options = [word for word in rest if word == "tie_first" or word in ORDERS]
-    fields = dict(("tie_first", True) if word == "tie_first" else ("order", word) for word in options)
+    options = [word for word in rest if word in SWITCHES or word in ORDERS]
+    fields = dict((word, True) if word in SWITCHES else ("order", word) for word in options)
     rest = [word for word in rest if word not in options]
     best = BEST.fullmatch(rest[0]) if rest else None
     expected = {"plain": (1,), "speculative": (1, 2) if best else (2,)}.get(sampler, ())

@@ -22,6 +22,7 @@ class Profile(NamedTuple):
         draft_nll_DxS: `E[-log p_{i,i+s}(x)]`, nats.
         target_nll_DxS: `E[-log q_{i,i+s}(x)]`, nats.
         rejections_DxS: probability that the draft of track `i + s` is rejected once its turn comes.
+        rounds_DxS: rounds with shared noise until track `i + s` is settled.
         trunk_cost: NFE of a trunk pass.
         verify_cost: NFE of a verify round; 0 on a plain network.
         num_sequences: held-out sequences, each under one random order.
@@ -30,6 +31,7 @@ class Profile(NamedTuple):
     draft_nll_DxS: np.ndarray
     target_nll_DxS: np.ndarray
     rejections_DxS: np.ndarray
+    rounds_DxS: np.ndarray
     trunk_cost: float
     verify_cost: float
     num_sequences: int
@@ -60,7 +62,9 @@ class Profile(NamedTuple):
         return cls(**{name: value.item() for name, value in values.items() if name not in tables}, **tables)
 
 
-def best_windows(profile: Profile, budget_nfe: float, *, plain: bool = False, tie_first: bool = False):
+def best_windows(
+    profile: Profile, budget_nfe: float, *, plain: bool = False, tie_first: bool = False, shared_noise: bool = False
+) -> schedule.Schedule:
     """The `Schedule` with the best likelihood bound whose mean NFE is at most a budget.
 
     Args:
@@ -68,6 +72,7 @@ def best_windows(profile: Profile, budget_nfe: float, *, plain: bool = False, ti
         budget_nfe: mean NFE of a sequence.
         plain: for the plain sampler.
         tie_first: for a tied first track.
+        shared_noise: for rounds with shared noise; those of a tied first track are a little fewer than predicted.
 
     Raises:
         BudgetError: if the budget is below the NFE of the cheapest windows.
@@ -78,12 +83,21 @@ def best_windows(profile: Profile, budget_nfe: float, *, plain: bool = False, ti
     nll_DxS, rejections_DxS = np.array(profile.target_nll_DxS), np.array(profile.rejections_DxS)
     if tie_first:
         nll_DxS[:, 0], rejections_DxS[:, 0] = profile.draft_nll_DxS[:, 0], 0.0
-    cost_DxS = schedule.window_costs(rejections_DxS, nll_DxS.shape, profile.trunk_cost, profile.verify_cost)
+    if shared_noise:
+        cost_DxS = schedule.shared_noise_costs(profile.rounds_DxS, profile.trunk_cost, profile.verify_cost)
+    else:
+        cost_DxS = schedule.window_costs(rejections_DxS, nll_DxS.shape, profile.trunk_cost, profile.verify_cost)
     return schedule.schedule_within(nll_DxS, cost_DxS, budget_nfe)
 
 
 def recommend(
-    profile: Profile, budget_nfe: float, *, plain: bool = False, tie_first: bool = False, **options
+    profile: Profile,
+    budget_nfe: float,
+    *,
+    plain: bool = False,
+    tie_first: bool = False,
+    shared_noise: bool = False,
+    **options,
 ) -> SpeculativeConfig:
     """The setting with the best likelihood bound at a mean of at most `budget_nfe` function evaluations a sample.
 
@@ -98,12 +112,13 @@ def recommend(
         profile: of the network.
         budget_nfe: mean NFE of a sample; `SpeculativeConfig.budget_nfe` is a hard bound on each row.
         plain: for `ancestral.sample`.
-        tie_first: as in `SpeculativeConfig`.
+        tie_first, shared_noise: as in `SpeculativeConfig`.
         **options: other fields of `SpeculativeConfig`.
 
     Raises:
         ValueError: if the budget is below the NFE of the cheapest windows, or an option is out of range.
     """
-    sizes = best_windows(profile, budget_nfe, plain=plain, tie_first=tie_first).sizes
+    laws = {"tie_first": tie_first, "shared_noise": shared_noise and not plain}
+    sizes = best_windows(profile, budget_nfe, plain=plain, **laws).sizes
     rounds = {"verify_rounds": 1 if plain else int(sizes.max())}
-    return SpeculativeConfig(TableWindow(tuple(sizes.tolist())), tie_first=tie_first, **(rounds | options))
+    return SpeculativeConfig(TableWindow(tuple(sizes.tolist())), **(laws | rounds | options))

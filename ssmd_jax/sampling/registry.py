@@ -26,6 +26,7 @@ def windowed(
     order: str = "random",
     tie_first: bool = False,
     confidence_stop: float = 0.0,
+    shared_noise: bool = False,
     budget_nfe: float | None = None,
 ) -> SpeculativeConfig:
     """A `SpeculativeConfig` from plain values; the window as `diffusion.window.window_by_name` reads it."""
@@ -39,6 +40,7 @@ def windowed(
         order,
         tie_first,
         confidence_stop,
+        shared_noise,
     )
 
 

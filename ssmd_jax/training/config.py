@@ -206,6 +206,7 @@ class SamplingConfig:
         draft_temperature: of the proposals alone; changes no law.
         order: "random", "left_to_right", "dilated", "confidence" or "entropy".
         tie_first: the first track of each pass takes the draft as its target.
+        shared_noise: verify rounds draw with the noise of the drafts, see `SpeculativeConfig`.
     """
 
     window: str = "cosine"
@@ -216,6 +217,7 @@ class SamplingConfig:
     draft_temperature: float = 1.0
     order: str = "random"
     tie_first: bool = False
+    shared_noise: bool = False
 
     def __post_init__(self):
         _require(0 < self.delta_tau < math.inf, "sampling.delta_tau", "positive", self.delta_tau)
@@ -240,6 +242,7 @@ class SamplingConfig:
             draft_temperature=self.draft_temperature,
             order=self.order,
             tie_first=self.tie_first,
+            shared_noise=self.shared_noise,
         )
 
 

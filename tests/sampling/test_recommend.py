@@ -6,7 +6,7 @@ import pytest
 
 from ssmd_jax.diffusion.window import FullWindow, TableWindow
 from ssmd_jax.evaluation import likelihood, tuning
-from ssmd_jax.sampling import ancestral, speculative
+from ssmd_jax.sampling import ancestral, keys, speculative
 from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.recommend import Profile, best_windows, recommend
 from tests.tabular import tabular_model
@@ -73,6 +73,55 @@ def test_the_mean_nfe_of_samples_is_near_the_prediction():
         result = speculative.sample(MODEL, jax.random.key(5), recommend(own, budget), batch_size=2000, length=LENGTH)
         assert float(np.mean(result.nfe)) == pytest.approx(predicted.nfe, rel=0.03)
         assert float(np.mean(result.rejected)) > 0.2
+
+
+def test_rounds_with_shared_noise_against_a_loop(profile):
+    """Every number of revealed tokens is a start here; the same noise, one row after another."""
+    expected = np.zeros((LENGTH, LENGTH))
+    for b, (row, order) in enumerate(zip(TOKENS, orders_of(len(TOKENS)), strict=True)):
+        draft_key = jax.random.fold_in(jax.random.fold_in(KEY, b), keys.DRAFT)
+        for i in range(LENGTH):
+            noise = {
+                k: np.asarray(
+                    jax.random.gumbel(
+                        jax.random.fold_in(jax.random.fold_in(draft_key, i), k), (VOCABULARY,), mode="high"
+                    )
+                )
+                for k in range(i, LENGTH)
+            }
+            given = tuple(row[order][:i])
+            hand = [np.argmax(MODEL.numpy_draft_logits(given, order, i, k) + noise[k]) for k in range(i, LENGTH)]
+            settled, number = i, 0
+            while settled < LENGTH:
+                number += 1
+                tracks = range(settled, LENGTH)
+                logits = [MODEL.numpy_target_logits((*given, *hand[: k - i]), order, i, k) for k in tracks]
+                drawn = [np.argmax(logits_V + noise[k]) for logits_V, k in zip(logits, tracks, strict=True)]
+                end = next((k + 1 for k, v in zip(tracks, drawn, strict=True) if v != hand[k - i]), LENGTH)
+                expected[i, settled - i : end - i] += number / len(TOKENS)
+                hand[settled - i :], settled = drawn, end
+    inside = np.arange(LENGTH)[:, None] + np.arange(LENGTH)[None] < LENGTH
+    np.testing.assert_allclose(profile.rounds_DxS[inside], expected[inside], rtol=1e-6)
+    assert expected.max() > 1.5
+
+
+def test_the_mean_nfe_with_shared_noise_is_near_the_prediction():
+    text = speculative.sample(MODEL, KEY, SpeculativeConfig(FullWindow(), LENGTH), batch_size=2000, length=LENGTH)
+    own = tuning.measure(MODEL, np.asarray(text.tokens), jax.random.key(4), batch_size=2000)
+    for budget in (2.0, 3.0):
+        predicted = best_windows(own, budget, shared_noise=True)
+        config = recommend(own, budget, shared_noise=True)
+        assert config.shared_noise and predicted.nll <= best_windows(own, budget).nll + 1e-6
+        result = speculative.sample(MODEL, jax.random.key(5), config, batch_size=2000, length=LENGTH)
+        assert float(np.mean(result.nfe)) == pytest.approx(predicted.nfe, rel=0.03)
+
+
+def test_interpolated_rounds():
+    """Straight lines between starts; behind the last start that has the track, its rounds."""
+    found = tuning.interpolated(np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 99.0]]), np.array([0, 2]), 4)
+    np.testing.assert_allclose(found[:, 0], [1.0, 1.5, 2.0, 2.0])
+    np.testing.assert_allclose(found[:, 1], [2.0, 3.0, 4.0, 4.0])
+    np.testing.assert_allclose(found[:, 2], 3.0)
 
 
 def test_a_profile_is_read_as_it_was_written(profile, tmp_path):
