@@ -22,7 +22,7 @@ from ssmd_jax.training.terminal import say
 
 # Settings at which both samplers of the released model spell about alike (README, results). Few samples: a CPU takes
 # half a second for a trunk pass over four rows.
-RELEASED_SETTINGS = "plain:0.02,speculative:best12"
+RELEASED_SETTINGS = "plain:0.02,speculative:best12:shared_noise"
 NUM_RELEASED = 4
 # After minutes on a CPU the network is the limit: both samplers spell alike, about 0.30 of the words at any NFE.
 # configs/books_char.py shows the gain.

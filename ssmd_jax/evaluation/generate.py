@@ -91,8 +91,9 @@ def draw(
         length: tokens a sample; None for the length of training, or, without prompt and infill, for lengths drawn from
             those of the training sequences where the run was trained on sequences of any length.
         nfe: mean function evaluations of a sample, for "plain" and "speculative": the best windows for it, from the
-            workdir's profile. None for a sixteenth of the tokens where there is a profile, and neither windows, rounds
-            nor another length are given, and windows as cheap as that; else for what the config says.
+            workdir's profile, with shared noise unless `shared_noise` is False. None for a sixteenth of the tokens
+            where there is a profile, and neither windows, rounds nor another length are given, and windows as cheap as
+            that; else for what the config says.
         seed: of all random numbers.
         prompt, infill, gap: as in `prompts.encode_prompt`.
         **flags: arguments of the sampler that are flags of their own; for "plain" and "speculative" they go before the
@@ -116,7 +117,9 @@ def draw(
     if nfe is not None and length not in (None, experiment.length):
         raise ValueError(f"nfe chooses windows for {experiment.length} tokens: leave out nfe or length")
     # The best windows are verified whole, so that shared noise only saves rounds.
-    best = dataclasses.replace(config, shared_noise=given.get("shared_noise", True)) if sampler in WINDOWED else config
+    best = config
+    if sampler == "speculative":
+        best = dataclasses.replace(config, shared_noise=given.get("shared_noise", True))
     if nfe is not None:
         config = with_best_windows(best, sampler, Profile.load(workdir / PROFILE_FILE), nfe)
     elif sampler in WINDOWED and not windows and length is None and (workdir / PROFILE_FILE).is_file():

@@ -62,9 +62,11 @@ def test_windows_are_the_best_ones_where_there_is_a_profile(drawn, tmp_path):
     profile = Profile.load(loading.released() / PROFILE_FILE)
     generate.draw(None)
     generate.draw(None, nfe=12, tie_first=True, order="confidence")
+    generate.draw(None, nfe=12, shared_noise=False)
     generate.draw(None, sampler="plain", nfe=24)
-    best = [recommend(profile, 16), recommend(profile, 12, tie_first=True, order="confidence")]
-    best.append(recommend(profile, 24, plain=True))
+    best = [recommend(profile, 16, shared_noise=True)]
+    best.append(recommend(profile, 12, tie_first=True, order="confidence", shared_noise=True))
+    best += [recommend(profile, 12), recommend(profile, 24, plain=True)]
     assert [setting.config for setting in drawn] == best
     drawn.clear()
     # Windows, rounds or a length of the user's go before; so does the lack of a profile.
@@ -83,6 +85,6 @@ def test_windows_are_the_best_ones_where_there_is_a_profile(drawn, tmp_path):
 
 def test_windows_that_would_cost_too_much_are_not_the_default(drawn, monkeypatch):
     """A short run's cheapest windows may need more than a sixteenth of its tokens."""
-    monkeypatch.setattr(generate, "TOKENS_PER_NFE", 128)
+    monkeypatch.setattr(generate, "TOKENS_PER_NFE", 256)
     generate.draw(None)
     assert drawn[0].config == make_config(workdir.read_config(loading.released()).sampling)
