@@ -12,6 +12,10 @@ from ssmd_jax.diffusion.speculation import shape_log_prob
 from ssmd_jax.sampling import keys
 from ssmd_jax.sampling.canvas import write
 
+# Scores are compared in steps of one over this. Where nothing is revealed all tracks look alike to a network, and
+# rounding errors, which depend on the batch, would choose among them.
+STEPS = 2**12
+
 
 def draft_scores(model, context, num_revealed_B, lengths_B, length: int, size: int) -> tuple[jax.Array, jax.Array]:
     """Largest probability and entropy (nats) of the draft at every masked track, `[B, D]` each; 0 elsewhere.
@@ -44,6 +48,8 @@ def draft_scores(model, context, num_revealed_B, lengths_B, length: int, size: i
 def reorder_suffix(model, context, canvas, order, row_keys_B, lengths_B, size: int):
     """Sorts the masked tracks of every row by priority, highest first; ties keep their present order.
 
+    Confidences and entropies are compared in steps of 1 / `STEPS`.
+
     Args:
         model: the model that made `context`.
         context: of this trunk pass.
@@ -60,9 +66,9 @@ def reorder_suffix(model, context, canvas, order, row_keys_B, lengths_B, size: i
     num_revealed_B = canvas.num_revealed_B
     confidence_BxD, entropy_BxD = draft_scores(model, context, num_revealed_B, lengths_B, length, size)
     if order == "confidence":
-        priority_BxD = confidence_BxD
+        priority_BxD = jnp.round(STEPS * confidence_BxD)
     elif order == "entropy":
-        priority_BxD = -entropy_BxD
+        priority_BxD = -jnp.round(STEPS * entropy_BxD)
     else:
         # One row at a time: a row's order must not depend on its batch mates.
         one_row = lambda key, *row: order(key, *(x[None] for x in row))[0]
