@@ -64,7 +64,7 @@ def get_config(size: str = "verifier") -> ConfigDict:
     config.gsm8k = ""
     # Held-out problems for the loss at the end.
     config.num_held_out = 1024
-    config.num_steps = {"drafter": 6000, "verifier": 4000, "tiny": 200}[size]
+    config.num_steps = {"drafter": 6000, "verifier": 6000, "tiny": 200}[size]
     config.batch_size = 256
     # Steps of one call on the device; divides num_steps.
     config.log_every = 100

@@ -171,7 +171,8 @@ def get_config() -> ConfigDict:
     config.sampling.order = "random"
     # The first track of each pass takes the draft as its target.
     config.sampling.tie_first = False
-    # Verify rounds draw with the noise of the drafts: the same law in fewer rounds.
+    # Verify rounds draw with the noise of the drafts: with rounds enough the same law in fewer of them. The best
+    # windows of launch/sample.py take it whatever stands here.
     config.sampling.shared_noise = False
 
     # Root of all random numbers: initial weights, order of the data, orders and masks.

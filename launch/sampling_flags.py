@@ -24,7 +24,7 @@ _FLAGS = (
     flags.DEFINE_float("draft_temperature", None, "Of the proposals alone; changes no law."),
     flags.DEFINE_string("order", None, '"random", "left_to_right", "dilated", "confidence" or "entropy".'),
     flags.DEFINE_bool("tie_first", None, "The first target of each pass is the draft's."),
-    flags.DEFINE_bool("shared_noise", None, "Rounds draw with the noise of the drafts; yes with the best windows."),
+    flags.DEFINE_bool("shared_noise", None, "Rounds draw with the noise of the drafts; unset: with the best windows."),
     flags.DEFINE_string("prompt", None, "Text that starts every sample."),
     flags.DEFINE_string("infill", None, "Text whose gap symbols are filled in, one token each."),
     flags.DEFINE_string("gap", "_", "The gap symbol of --infill."),

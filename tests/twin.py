@@ -30,7 +30,7 @@ def speculative_row(model, row_key, config, order, tokens, length, draft, target
     """
     num_tokens, tokens = model.num_tokens, list(tokens)
     table, laws = config.window.table(length), config.laws
-    status, revealed_in, rejected_token = ([value] * length for value in (0, 0, num_tokens))
+    status, revealed_in, rejected_token, settled_in = ([value] * length for value in (0, 0, num_tokens, 0))
     passes = rounds = 0
     log = lambda logits, law: np.asarray(law(jnp.asarray(logits, jnp.float32)))
     while len(tokens) < length:
@@ -50,7 +50,7 @@ def speculative_row(model, row_key, config, order, tokens, length, draft, target
                 logits = (draft if config.tie_first and j == i else target)(tokens, order, i, j)
                 q = log(logits, laws.plain)
                 u = np.float32(jax.random.uniform(_fold(round_key, 0, j)))
-                revealed_in[j] = passes
+                revealed_in[j], settled_in[j] = passes, n
                 if np.log(u) < q[tokens[j]] - p[j][tokens[j]]:
                     status[j], j = 1, j + 1
                     continue
@@ -75,4 +75,5 @@ def speculative_row(model, row_key, config, order, tokens, length, draft, target
         "status": status,
         "revealed_in": revealed_in,
         "rejected_token": rejected_token,
+        "settled_in": settled_in,
     }

@@ -15,6 +15,7 @@ The training split of GSM8K, whose problems are of people, can be learnt beside 
 """
 
 import os
+import pathlib
 import random
 import re
 import unicodedata
@@ -185,12 +186,18 @@ def gsm8k_rows(path: os.PathLike | str, prompt_length: int, gen_length: int) -> 
     """`text_rows` of GSM8K's training split (MIT licence), without the marks of its calculator.
 
     Args:
-        path: JSON lines with "question" and "answer", as the authors publish them; .gz and .xz are read too.
+        path: JSON lines with "question" and "answer", neither blank, as the authors publish them (`train.jsonl` of
+            openai/grade-school-math); .gz and .xz are read too.
         prompt_length, gen_length: as there.
 
     Raises:
-        ValueError, FileNotFoundError: as `sources.read_documents`.
+        ValueError: for another kind of file, or one in which questions or answers are missing.
+        FileNotFoundError: as `sources.read_documents`.
     """
-    columns = (sources.read_documents(os.fspath(path), field) for field in ("question", "answer"))
-    texts = (CALCULATOR.sub("", f"{question}\n{answer}") for question, answer in zip(*columns, strict=True))
+    if ".jsonl" not in pathlib.Path(path).suffixes:
+        raise ValueError(f"{path} is not GSM8K's training split: give JSON lines, as in train.jsonl or train.jsonl.xz")
+    questions, answers = (list(sources.read_documents(os.fspath(path), field)) for field in ("question", "answer"))
+    if len(questions) != len(answers):
+        raise ValueError(f"{path} has {len(questions)} questions and {len(answers)} answers that are not blank")
+    texts = (CALCULATOR.sub("", f"{question}\n{answer}") for question, answer in zip(questions, answers, strict=True))
     return text_rows(texts, prompt_length, gen_length)

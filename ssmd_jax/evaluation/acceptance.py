@@ -61,8 +61,7 @@ class Passes(NamedTuple):
 def split_passes(result: SampleResult) -> Passes:
     """Takes the history of samples apart into passes, in order within each row.
 
-    A round ends at a rejection or at the window's end, so that the rounds of a pass are its rejections, and one more
-    where the last verified track was accepted.
+    Every round settles a track, so that the rounds of a pass are the last one that settled any of its tracks.
 
     Args:
         result: samples of `B` rows.
@@ -78,14 +77,9 @@ def split_passes(result: SampleResult) -> Passes:
     is_last = np.append(row[1:] != row[:-1], True)[: len(row)]
     end = np.where(is_last, generated_end_B[row], np.append(start[1:], 0)[: len(row)])
 
-    # Counts and last verified tracks by running sums over the row.
-    rejections_BxD1 = np.pad(np.cumsum(status_BxD == REPLACED, axis=1), ((0, 0), (1, 0)))
-    verified_BxD = (status_BxD == ACCEPTED) | (status_BxD == REPLACED)
-    tracks_1xD = np.arange(status_BxD.shape[1])[None]
-    last_verified_BxD = np.maximum.accumulate(np.where(verified_BxD, tracks_1xD, -1), axis=1)
-    last = last_verified_BxD[row, end - 1]
-    ends_accepted = (last >= start) & (status_BxD[row, last] == ACCEPTED)
-    rounds = rejections_BxD1[row, end] - rejections_BxD1[row, start] + ends_accepted
+    # Within a pass the round of a track is at least that of the track before it, but for unverified ones at its end.
+    settled_in_BxD = np.asarray(result.settled_in)
+    rounds = np.array([settled_in_BxD[r, i:j].max(initial=0) for r, i, j in zip(row, start, end, strict=True)], int)
     return Passes(row, start, end, rounds)
 
 

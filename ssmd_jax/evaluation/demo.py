@@ -20,7 +20,7 @@ from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.loading import released
 from ssmd_jax.training.terminal import say
 
-# Settings at which both samplers of the released model spell about alike (README, results). Few samples: a CPU takes
+# Settings at which both samplers of the released model spell about alike (README). Few samples: a CPU takes
 # half a second for a trunk pass over four rows.
 RELEASED_SETTINGS = "plain:0.02,speculative:best12:shared_noise"
 NUM_RELEASED = 4

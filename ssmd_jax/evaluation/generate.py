@@ -5,6 +5,7 @@ import dataclasses
 import math
 import os
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +23,7 @@ from ssmd_jax.evaluation.settings import TRACED, WINDOWED, Setting, named_config
 from ssmd_jax.evaluation.statistics import to_json
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.sampling import registry
+from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.recommend import PROFILE_FILE, Profile
 from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.loading import load_lengths, released
@@ -91,9 +93,9 @@ def draw(
         length: tokens a sample; None for the length of training, or, without prompt and infill, for lengths drawn from
             those of the training sequences where the run was trained on sequences of any length.
         nfe: mean function evaluations of a sample, for "plain" and "speculative": the best windows for it, from the
-            workdir's profile, with shared noise unless `shared_noise` is False. None for a sixteenth of the tokens
-            where there is a profile, and neither windows, rounds nor another length are given, and windows as cheap as
-            that; else for what the config says.
+            workdir's profile, with shared noise unless `shared_noise` is False or the profile knows no rounds with it.
+            None for a sixteenth of the tokens where there is a profile, and neither windows, rounds nor another length
+            are given, and windows as cheap as that; else for what the config says.
         seed: of all random numbers.
         prompt, infill, gap: as in `prompts.encode_prompt`.
         **flags: arguments of the sampler that are flags of their own; for "plain" and "speculative" they go before the
@@ -116,17 +118,13 @@ def draw(
         raise ValueError(f"nfe must be positive, got {nfe}")
     if nfe is not None and length not in (None, experiment.length):
         raise ValueError(f"nfe chooses windows for {experiment.length} tokens: leave out nfe or length")
-    # The best windows are verified whole, so that shared noise only saves rounds.
-    best = config
-    if sampler == "speculative":
-        best = dataclasses.replace(config, shared_noise=given.get("shared_noise", True))
     if nfe is not None:
-        config = with_best_windows(best, sampler, Profile.load(workdir / PROFILE_FILE), nfe)
+        config = _best(config, given, sampler, Profile.load(workdir / PROFILE_FILE), nfe)
     elif sampler in WINDOWED and not windows and length is None and (workdir / PROFILE_FILE).is_file():
         profile = Profile.load(workdir / PROFILE_FILE)
         # Short sequences have no windows as cheap as that: the config's stay.
         with contextlib.suppress(BudgetError):
-            config = with_best_windows(best, sampler, profile, experiment.length / TOKENS_PER_NFE)
+            config = _best(config, given, sampler, profile, experiment.length / TOKENS_PER_NFE)
     setting = Setting(sampler, sampler, config, critic_of(config, model, workdir))
     lengths = None
     if experiment.data.rows == "sequences" and length is prompt is infill is None:
@@ -145,6 +143,13 @@ def draw(
         lengths=lengths,
     )
     return Generated(model, tokenizer, setting, drawn)
+
+
+def _best(config: SpeculativeConfig, given: Mapping[str, Any], sampler: str, profile: Profile, nfe: float):
+    """The configuration with the best windows, which are verified whole: there shared noise only saves rounds."""
+    if sampler == "speculative":
+        config = dataclasses.replace(config, shared_noise=given.get("shared_noise", profile.rounds_DxS is not None))
+    return with_best_windows(config, sampler, profile, nfe)
 
 
 def generate(

@@ -244,7 +244,7 @@ def evaluate_workdir(
         experiment,
         load_data(experiment, data_folder),
         settings,
-        # The bound's recursion is that of rejections.
+        # The bound's recursion is that of rejections; with too few rounds shared noise has another law.
         make_config(experiment.sampling, shared_noise=False),
         words=words,
         progress=say,

@@ -130,14 +130,12 @@ def _passes(
     if not frames or frames[0].number:
         frames.insert(0, trace.Frame(0, 0, 0.0, ()))
     for frame in frames:
-        start, verify_round, revealed = end, 1, []
+        start, revealed = end, []
         end = int(np.sum(one.revealed_in[0] <= frame.number))
         for track in range(start, end):
             position, status = int(order_D[track]), int(status_D[track])
             cell = frame.cells[position]
-            settled_in = verify_round if status in (ACCEPTED, REPLACED) else 0
-            revealed.append([position, NAMES[status], cell.text, cell.rejected, settled_in])
-            verify_round += status == REPLACED
+            revealed.append([position, NAMES[status], cell.text, cell.rejected, int(one.settled_in[0, track])])
         drafted_end = None if windows is None else start + int(windows[start]) if frame.number else end
         passes.append(
             {

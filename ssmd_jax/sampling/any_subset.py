@@ -116,6 +116,7 @@ def one_pass(model, rules: Rules, rows: Rows, canvas: Canvas, *, size: int) -> C
         jnp.where(is_replaced_BxS, outcome.replacement[:, None], drafts_BxS),
         jnp.where(is_replaced_BxS, REPLACED, ACCEPTED),
         jnp.where(is_replaced_BxS, drafts_BxS, model.num_tokens),
+        0,
         jnp.where(outcome.rejected, outcome.first_rejected + 1, window_B),
     )
     if rules.purse.budget is None:

@@ -133,6 +133,7 @@ def one_pass(model, rules: Rules, rows: Rows, canvas: Canvas, *, limits: tuple[f
         jnp.where(is_written_BxS, written_B[:, None], drafts_BxS),
         jnp.where(is_written_BxS, REPLACED, ACCEPTED),
         jnp.where(is_written_BxS, drafts_BxS, model.num_tokens),
+        1,
         cut_B + is_cut_B,
     )
     if rules.purse.budget is None:

@@ -31,6 +31,8 @@ class SampleResult:
             2 replaced, 3 unverified.
         revealed_in: int32 `[batch, length]` by track: the trunk pass that revealed it, from 1; 0 given or padding.
         rejected_token: int32 `[batch, length]` by track: the draft that was rejected there, the mask id where none.
+        settled_in: int32 `[batch, length]` by track: the verify round within its pass that settled it, from 1; 0 given,
+            padding, unverified, and throughout in samplers without rounds on a window.
         rows_computed: int32, one entry for each loop that ran: its trunk passes times the rows of each, finished ones
             included. `trunk_passes.sum() / rows_computed.sum()` is the share that was needed.
     """
@@ -46,6 +48,7 @@ class SampleResult:
     status: jax.Array
     revealed_in: jax.Array
     rejected_token: jax.Array
+    settled_in: jax.Array
     rows_computed: jax.Array
 
 
@@ -59,7 +62,7 @@ class Canvas:
         num_revealed_B: length of the revealed prefix.
         passes_B: trunk passes so far.
         rounds_B: verify rounds so far.
-        status_BxD, revealed_in_BxD, rejected_BxD: history by track, see `SampleResult`.
+        status_BxD, revealed_in_BxD, rejected_BxD, settled_in_BxD: history by track, see `SampleResult`.
     """
 
     tokens_BxD: jax.Array
@@ -70,6 +73,7 @@ class Canvas:
     status_BxD: jax.Array
     revealed_in_BxD: jax.Array
     rejected_BxD: jax.Array
+    settled_in_BxD: jax.Array
 
 
 def check_count(name: str, value) -> None:
@@ -155,6 +159,7 @@ def start(row_keys_B, prompt_BxD, given_BxD, lengths_B, mask_id: int, order) -> 
         status_BxD=zeros_BxD,
         revealed_in_BxD=zeros_BxD,
         rejected_BxD=jnp.full_like(zeros_BxD, mask_id),
+        settled_in_BxD=zeros_BxD,
     )
 
 
@@ -166,15 +171,17 @@ def write(x_BxD: jax.Array, values_BxS: jax.Array, start_B: jax.Array, count_B: 
     return jnp.where(inside_BxD, jnp.take_along_axis(values_BxS, index_BxD, axis=1), x_BxD)
 
 
-def reveal(canvas: Canvas, tokens_BxS, status_BxS, rejected_BxS, count_B) -> Canvas:
-    """Reveals `count` tracks from `num_revealed` on, with their history."""
+def reveal(canvas: Canvas, tokens_BxS, status_BxS, rejected_BxS, settled_in_BxS, count_B) -> Canvas:
+    """Reveals `count` tracks from `num_revealed` on, with their history; `settled_in` may be 0 for all."""
     at = lambda x_BxD, values_BxS: write(x_BxD, values_BxS, canvas.num_revealed_B, count_B)
     passes_BxS = jnp.broadcast_to(canvas.passes_B[:, None], tokens_BxS.shape)
+    settled_in_BxS = jnp.broadcast_to(jnp.asarray(settled_in_BxS, jnp.int32), tokens_BxS.shape)
     return canvas.replace(
         tokens_BxD=at(canvas.tokens_BxD, tokens_BxS),
         status_BxD=at(canvas.status_BxD, status_BxS),
         revealed_in_BxD=at(canvas.revealed_in_BxD, passes_BxS),
         rejected_BxD=at(canvas.rejected_BxD, rejected_BxS),
+        settled_in_BxD=at(canvas.settled_in_BxD, settled_in_BxS),
         num_revealed_B=canvas.num_revealed_B + count_B,
     )
 
@@ -194,5 +201,6 @@ def finish(canvas: Canvas, trunk_cost: float, verify_cost: float, rows_computed:
         status=canvas.status_BxD,
         revealed_in=canvas.revealed_in_BxD,
         rejected_token=canvas.rejected_BxD,
+        settled_in=canvas.settled_in_BxD,
         rows_computed=rows_computed[None],
     )

@@ -39,8 +39,9 @@ class SpeculativeConfig:
             temperature 1, is below this; 0 never. It looks at no drawn token, so that the target's law stays. Plays no
             part in the plain sampler. Meant for the order "confidence".
         shared_noise: rounds draw a window's tracks again from the target with the noise of their drafts, instead of
-            accepting and rejecting (`diffusion.speculation.redraw_round`): the same law, in fewer rounds where a
-            window has several drafts that the target would not have drawn.
+            accepting and rejecting (`diffusion.speculation.redraw_round`): fewer rounds where a window has several
+            drafts that the target would not have drawn. The same law with rounds enough for every window and no
+            budget; else windows end elsewhere, and what is settled still follows the target.
     """
 
     window: Window

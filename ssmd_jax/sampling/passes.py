@@ -92,7 +92,7 @@ def take_drafts(
         unverified_BxS = jnp.full_like(tokens_BxS, UNVERIFIED)
         none_BxS = jnp.full_like(tokens_BxS, model.num_tokens)
         count_B = jnp.clip(end_B - start_B, 0, size)
-        return canvas_lib.reveal(canvas, tokens_BxS, unverified_BxS, none_BxS, count_B)
+        return canvas_lib.reveal(canvas, tokens_BxS, unverified_BxS, none_BxS, 0, count_B)
 
     def next_chunk(canvas: Canvas) -> Canvas:
         rest = jnp.minimum(jnp.max(end_B - canvas.num_revealed_B), sizes[-1])

@@ -380,5 +380,6 @@ def _finish(model, rules: _Rules, rows: _Rows, lengths_B, progress: _Progress) -
         status=jnp.where(revealed_in_BxD > 0, UNVERIFIED, canvas.GIVEN),
         revealed_in=revealed_in_BxD,
         rejected_token=remasked_BxD,
+        settled_in=jnp.zeros_like(revealed_in_BxD),
         rows_computed=(progress.num_passes * len(lengths_B))[None],
     )

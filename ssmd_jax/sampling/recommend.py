@@ -22,7 +22,7 @@ class Profile(NamedTuple):
         draft_nll_DxS: `E[-log p_{i,i+s}(x)]`, nats.
         target_nll_DxS: `E[-log q_{i,i+s}(x)]`, nats.
         rejections_DxS: probability that the draft of track `i + s` is rejected once its turn comes.
-        rounds_DxS: rounds with shared noise until track `i + s` is settled.
+        rounds_DxS: rounds with shared noise until track `i + s` is settled; None where they were not measured.
         trunk_cost: NFE of a trunk pass.
         verify_cost: NFE of a verify round; 0 on a plain network.
         num_sequences: held-out sequences, each under one random order.
@@ -31,17 +31,18 @@ class Profile(NamedTuple):
     draft_nll_DxS: np.ndarray
     target_nll_DxS: np.ndarray
     rejections_DxS: np.ndarray
-    rounds_DxS: np.ndarray
+    rounds_DxS: np.ndarray | None
     trunk_cost: float
     verify_cost: float
     num_sequences: int
 
     def save(self, path: os.PathLike | str) -> None:
         """Writes the profile; half precision for the tables, whose own errors are larger."""
-        tables = {name: value.astype(np.float16) for name, value in self._asdict().items() if name.endswith("DxS")}
+        fields = {name: value for name, value in self._asdict().items() if value is not None}
+        tables = {name: value.astype(np.float16) for name, value in fields.items() if name.endswith("DxS")}
         part = f"{os.fspath(path)}.part"
         with open(part, "wb") as file:
-            np.savez_compressed(file, **(self._asdict() | tables))
+            np.savez_compressed(file, **(fields | tables))
         os.replace(part, path)
 
     @classmethod
@@ -53,13 +54,15 @@ class Profile(NamedTuple):
         """
         try:
             with np.load(path) as file:
-                values = {name: file[name] for name in cls._fields}
+                # Profiles of before there was shared noise have no rounds, and serve all else.
+                values = {name: file[name] for name in cls._fields if name != "rounds_DxS" or name in file}
         except FileNotFoundError:
             raise ValueError(f"there is no profile at {path}: launch/tune.py measures one") from None
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} is no profile of launch/tune.py: {error}") from error
         tables = {name: value.astype(np.float64) for name, value in values.items() if name.endswith("DxS")}
-        return cls(**{name: value.item() for name, value in values.items() if name not in tables}, **tables)
+        numbers = {name: value.item() for name, value in values.items() if name not in tables}
+        return cls(**({"rounds_DxS": None} | tables | numbers))
 
 
 def best_windows(
@@ -76,6 +79,7 @@ def best_windows(
 
     Raises:
         BudgetError: if the budget is below the NFE of the cheapest windows.
+        ValueError: for shared noise, if the profile has no rounds with it.
     """
     if plain:
         cost_DxS = schedule.window_costs(None, profile.draft_nll_DxS.shape, profile.trunk_cost, 0.0)
@@ -83,6 +87,8 @@ def best_windows(
     nll_DxS, rejections_DxS = np.array(profile.target_nll_DxS), np.array(profile.rejections_DxS)
     if tie_first:
         nll_DxS[:, 0], rejections_DxS[:, 0] = profile.draft_nll_DxS[:, 0], 0.0
+    if shared_noise and profile.rounds_DxS is None:
+        raise ValueError("the profile knows no rounds with shared noise: measure it again by launch/tune.py")
     if shared_noise:
         cost_DxS = schedule.shared_noise_costs(profile.rounds_DxS, profile.trunk_cost, profile.verify_cost)
     else:

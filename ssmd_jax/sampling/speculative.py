@@ -106,6 +106,7 @@ def one_pass(model, rules: Rules, rows: Rows, canvas: Canvas) -> Canvas:
             verified.tokens_BxS,
             verified.status_BxS,
             verified.rejected_BxS,
+            verified.settled_in_BxS,
             verified.offset_B,
         )
 
@@ -152,6 +153,7 @@ class _Verified(NamedTuple):
         tokens_BxS: settled tokens, then the drafts in hand.
         status_BxS: accepted or replaced where settled, unverified behind.
         rejected_BxS: the draft that was rejected, the mask id where none.
+        settled_in_BxS: the round that settled the track, from 1; 0 behind.
         rounds_B: rounds of the row in this pass.
     """
 
@@ -159,6 +161,7 @@ class _Verified(NamedTuple):
     tokens_BxS: jax.Array
     status_BxS: jax.Array
     rejected_BxS: jax.Array
+    settled_in_BxS: jax.Array
     rounds_B: jax.Array
 
 
@@ -170,6 +173,7 @@ def _verify(model, rules: Rules, drafted: _Drafted) -> _Verified:
         tokens_BxS=drafted.drafts_BxS,
         status_BxS=jnp.full_like(drafted.drafts_BxS, UNVERIFIED),
         rejected_BxS=jnp.full_like(drafted.drafts_BxS, model.num_tokens),
+        settled_in_BxS=jnp.zeros_like(drafted.drafts_BxS),
         rounds_B=zeros_B,
     )
     one_round = functools.partial(_one_round, model, rules)
@@ -191,8 +195,11 @@ def _one_round(model, rules: Rules, drafted: _Drafted, state: _Verified) -> _Ver
     target_logits_BxSxV = model.target_logits(drafted.context, tokens_BxD, canvas.positions_BxD, start_B, size)
     log_q_BxSxV = rules.laws.target(target_logits_BxSxV, drafted.logits_BxSxV)
     settle = _redraw if rules.laws.shared_noise else _accept_or_replace
-    settled = settle(drafted, state, log_q_BxSxV, jnp.where(active_B, drafted.window_B, 0))
-    return settled._replace(rounds_B=state.rounds_B + active_B)
+    found = settle(drafted, state, log_q_BxSxV, jnp.where(active_B, drafted.window_B, 0))
+    offsets_1xS, rounds_B = jnp.arange(size)[None], state.rounds_B + active_B
+    is_settled_BxS = (offsets_1xS >= state.offset_B[:, None]) & (offsets_1xS < found.offset_B[:, None])
+    settled_in_BxS = jnp.where(is_settled_BxS, rounds_B[:, None], state.settled_in_BxS)
+    return found._replace(settled_in_BxS=settled_in_BxS, rounds_B=rounds_B)
 
 
 def _accept_or_replace(drafted: _Drafted, state: _Verified, log_q_BxSxV: jax.Array, window_B: jax.Array) -> _Verified:

@@ -225,13 +225,12 @@ def held_out_loss(params, experiment: Experiment) -> tuple[float, float]:
 
 def training_rows(experiment: Experiment) -> arithmetic.Rows:
     """The training problems, and behind them the rows of GSM8K where the experiment names its file; raises as these."""
-    found = arithmetic.problems("train", experiment.num_problems, experiment.seed, experiment.digits)
     sizes = (experiment.prompt_length, experiment.gen_length)
+    # First, since a file that is not there should not cost the problems.
+    text = arithmetic.gsm8k_rows(os.path.expanduser(experiment.gsm8k), *sizes) if experiment.gsm8k else None
+    found = arithmetic.problems("train", experiment.num_problems, experiment.seed, experiment.digits)
     rows = arithmetic.rows(list(found), *sizes)
-    if experiment.gsm8k:
-        text = arithmetic.gsm8k_rows(os.path.expanduser(experiment.gsm8k), *sizes)
-        rows = arithmetic.Rows(*map(np.concatenate, zip(rows, text, strict=True)))
-    return rows
+    return rows if text is None else arithmetic.Rows(*map(np.concatenate, zip(rows, text, strict=True)))
 
 
 def train(config, output: os.PathLike | str, say: Callable[[str], None] = say) -> dict[str, Any]:

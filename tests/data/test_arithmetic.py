@@ -124,3 +124,8 @@ def test_gsm8k_rows(tmp_path):
     path.write_text('{"question": "How many?"}\n')
     with pytest.raises(ValueError, match="answer"):
         arithmetic.gsm8k_rows(path, 4, 40)
+    path.write_text('{"question": "How many?", "answer": ""}\n')
+    with pytest.raises(ValueError, match="1 questions and 0 answers"):
+        arithmetic.gsm8k_rows(path, 4, 40)
+    with pytest.raises(ValueError, match=r"give JSON lines"):
+        arithmetic.gsm8k_rows(tmp_path / "gsm8k.txt", 4, 40)

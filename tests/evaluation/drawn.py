@@ -17,6 +17,9 @@ CASES = {
     "cosine": ("speculative", SpeculativeConfig(CosineWindow(0.3), 3)),
     "adaptive": ("speculative", SpeculativeConfig(ConstantWindow(4), 2, order="confidence")),
     "budget": ("speculative", SpeculativeConfig(ConstantWindow(3), 2, budget_nfe=3.1)),
+    "shared noise": ("speculative", SpeculativeConfig(FullWindow(), LENGTH, shared_noise=True)),
+    "shared noise, two rounds": ("speculative", SpeculativeConfig(FullWindow(), 2, shared_noise=True)),
+    "shared noise, budget": ("speculative", SpeculativeConfig(ConstantWindow(3), 2, budget_nfe=3.1, shared_noise=True)),
     "plain": ("plain", SpeculativeConfig(CosineWindow(0.3), 1)),
 }
 

@@ -62,6 +62,7 @@ def test_samplers_become_curves(tmp_path):
     names = {
         "best12": "speculative best windows",
         "0.04 x 8 tie_first": "speculative tie_first",
+        "best12 shared_noise": "speculative best windows shared_noise",
         "0.1 x 8": "speculative",
     }
     assert [plot.curve_name({"sampler": "speculative", "setting": each}) for each in names] == list(names.values())

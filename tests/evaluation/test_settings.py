@@ -64,6 +64,9 @@ def test_list_of_settings():
     assert more[0].label == "1..8 x 3 tie_first confidence"
     assert more[1].config == SpeculativeConfig(CosineWindow(0.1), 8, order="left_to_right")
     assert more[1].label == "0.1 left_to_right"
+    shared = settings.parse_settings("speculative:8:3:shared_noise:left_to_right", plain)[0]
+    assert shared.config == SpeculativeConfig(ConstantWindow(8), 3, order="left_to_right", shared_noise=True)
+    assert shared.label == "8 x 3 shared_noise left_to_right"
     tracks = settings.parse_settings("plain:8,speculative:1:2", plain)
     assert [s.config.window for s in tracks] == [ConstantWindow(8), ConstantWindow(1)]
     assert [s.label for s in tracks] == ["8", "1 x 2"]
@@ -81,6 +84,8 @@ def test_best_windows_come_from_the_profile():
         assert setting.config.window == named.window and setting.config.temperature == 0.5
         assert setting.config.tie_first == named.tie_first
         assert setting.config.verify_rounds == (2 if options == {"tie_first": True} else named.verify_rounds)
+    shared = settings.parse_settings("speculative:best3:shared_noise", SamplingConfig(), profile)[0]
+    assert shared.label == "best3 shared_noise" and shared.config == recommend(profile, 3.0, shared_noise=True)
     # The section's own tied first track counts too.
     sure = profile._replace(draft_nll_DxS=np.zeros((6, 6)))
     tied = settings.parse_settings("speculative:best3", SamplingConfig(tie_first=True), sure)[0].config

@@ -116,6 +116,18 @@ def test_the_mean_nfe_with_shared_noise_is_near_the_prediction():
         assert float(np.mean(result.nfe)) == pytest.approx(predicted.nfe, rel=0.03)
 
 
+def test_a_profile_without_rounds_serves_all_but_shared_noise(profile, tmp_path):
+    """As profiles were written before there was shared noise."""
+    profile._replace(rounds_DxS=None).save(tmp_path / "profile.npz")
+    old = Profile.load(tmp_path / "profile.npz")
+    assert old.rounds_DxS is None
+    again = Profile.load(tmp_path / "profile.npz")._replace(rounds_DxS=profile.rounds_DxS)
+    for laws in ({}, {"plain": True}):
+        assert recommend(old, 3.0, **laws) == recommend(again, 3.0, **laws)
+    with pytest.raises(ValueError, match=r"no rounds with shared noise: .* launch/tune\.py"):
+        recommend(old, 3.0, shared_noise=True)
+
+
 def test_interpolated_rounds():
     """Straight lines between starts; behind the last start that has the track, its rounds."""
     found = tuning.interpolated(np.array([[1.0, 2.0, 3.0], [2.0, 4.0, 99.0]]), np.array([0, 2]), 4)

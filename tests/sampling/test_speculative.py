@@ -24,7 +24,7 @@ LENGTH = 10
 NETWORK = HybridConfig(num_tokens=7, width=32, num_heads=4, n_noncausal=2, n_causal=1, dtype="float32")
 CONFIG = SpeculativeConfig(ConstantWindow(4), 2)
 PER_ROW = ("tokens", "order", "nfe", "trunk_passes", "verify_rounds", "accepted", "rejected", "unverified")
-PER_TRACK = ("status", "revealed_in", "rejected_token")
+PER_TRACK = ("status", "revealed_in", "rejected_token", "settled_in")
 
 
 def network():
@@ -365,7 +365,7 @@ def test_shared_noise_is_the_target_one_track_after_another():
 
 
 def test_shared_noise_needs_fewer_rounds():
-    """Several rejections of a window are mended in one round; the drafts are those of the same key without it."""
+    """Several rejections of a window are mended in one round."""
     model = tabular_model(12, num_tokens=4, seed=1)
     results = [
         speculative.sample(
