@@ -84,6 +84,12 @@ def residual_log_weight(draft_log_prob: jax.Array, target_log_prob: jax.Array) -
     return jnp.where(has_mass, jnp.log(surplus), target_log_prob)
 
 
+def between(from_B: jax.Array, to_B: jax.Array, size: int) -> jax.Array:
+    """True at offsets `from <= s < to` of a window, bool `[B, size]`."""
+    offsets_1xS = jnp.arange(size)[None]
+    return (offsets_1xS >= from_B[:, None]) & (offsets_1xS < to_B[:, None])
+
+
 class Round(NamedTuple):
     """Outcome of one verify round, `[B]` each; offsets count from the first track of the window.
 
@@ -135,8 +141,7 @@ def accept_reject_round(
     chosen = drafts_BxS[..., None]
     log_p_BxS = jnp.take_along_axis(draft_log_prob_BxSxV, chosen, axis=-1)[..., 0]
     log_q_BxS = jnp.take_along_axis(target_log_prob_BxSxV, chosen, axis=-1)[..., 0]
-    looked_at_BxS = (offsets_1xS >= offset_B[:, None]) & (offsets_1xS < window_B[:, None])
-    rejected_BxS = looked_at_BxS & ~(jnp.log(uniform_BxS) < log_q_BxS - log_p_BxS)
+    rejected_BxS = between(offset_B, window_B, size) & ~(jnp.log(uniform_BxS) < log_q_BxS - log_p_BxS)
 
     rejected_B = jnp.any(rejected_BxS, axis=1)
     index_B = jnp.argmax(rejected_BxS, axis=1)
@@ -178,9 +183,7 @@ def redraw_round(
     batch, size = tokens_BxS.shape
     chex.assert_shape([noise_BxSxV, target_log_prob_BxSxV], (batch, size, None))
     chex.assert_shape([offset_B, window_B], (batch,))
-    offsets_1xS = jnp.arange(size)[None]
     drawn_BxS = jnp.argmax(target_log_prob_BxSxV + noise_BxSxV, axis=-1).astype(tokens_BxS.dtype)
-    open_BxS = (offsets_1xS >= offset_B[:, None]) & (offsets_1xS < window_B[:, None])
-    changed_BxS = open_BxS & (drawn_BxS != tokens_BxS)
+    changed_BxS = between(offset_B, window_B, size) & (drawn_BxS != tokens_BxS)
     first_B = jnp.where(jnp.any(changed_BxS, axis=1), jnp.argmax(changed_BxS, axis=1) + 1, window_B)
     return jnp.where(changed_BxS, drawn_BxS, tokens_BxS), jnp.maximum(offset_B, first_B.astype(offset_B.dtype))

@@ -13,7 +13,7 @@ import numpy as np
 import ssmd_jax
 from ssmd_jax.diffusion import loss, orders
 from ssmd_jax.diffusion.schedule import BudgetError
-from ssmd_jax.diffusion.speculation import gumbel, redraw_round
+from ssmd_jax.diffusion.speculation import between, gumbel, redraw_round
 from ssmd_jax.diffusion.window import passes_left
 from ssmd_jax.evaluation import report, tables, text
 from ssmd_jax.evaluation.likelihood import rows_at_a_time
@@ -107,7 +107,6 @@ def _rounds(model, tokens_BxD, order_BxD, row_keys_B, starts_M, *, size: int):
     batch, length = tokens_BxD.shape
     model, lengths_B = prepared(model), np.full(batch, length, np.int32)
     true_BxD = orders.to_order_space(tokens_BxD, order_BxD)
-    offsets_1xS = jnp.arange(size)[None]
 
     def at(i):
         start_B = jnp.full((batch,), i, jnp.int32)
@@ -122,8 +121,8 @@ def _rounds(model, tokens_BxD, order_BxD, row_keys_B, starts_M, *, size: int):
             tokens_BxD = canvas.write(true_BxD, tokens_BxS, start_B, window_B)
             target_BxSxV = model.target_logits(context, tokens_BxD, order_BxD, start_B, size)
             tokens_BxS, next_B = redraw_round(noise_BxSxV, tokens_BxS, target_BxSxV, offset_B, window_B)
-            now_BxS = (offsets_1xS >= offset_B[:, None]) & (offsets_1xS < next_B[:, None])
-            return number + 1, tokens_BxS, next_B, jnp.where(now_BxS, number + 1, settled_BxS)
+            settled_BxS = jnp.where(between(offset_B, next_B, size), number + 1, settled_BxS)
+            return number + 1, tokens_BxS, next_B, settled_BxS
 
         drafts_BxS = jnp.argmax(draft_BxSxV + noise_BxSxV, axis=-1).astype(jnp.int32)
         state = (0, drafts_BxS, jnp.zeros_like(start_B), jnp.zeros((batch, size), jnp.int32))

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ssmd_jax.diffusion.speculation import accept_reject_round, gumbel, redraw_round
+from ssmd_jax.diffusion.speculation import accept_reject_round, between, gumbel, redraw_round
 from ssmd_jax.sampling import canvas as canvas_lib
 from ssmd_jax.sampling import keys, passes
 from ssmd_jax.sampling.canvas import ACCEPTED, REPLACED, UNVERIFIED, Canvas, SampleResult
@@ -196,8 +196,7 @@ def _one_round(model, rules: Rules, drafted: _Drafted, state: _Verified) -> _Ver
     log_q_BxSxV = rules.laws.target(target_logits_BxSxV, drafted.logits_BxSxV)
     settle = _redraw if rules.laws.shared_noise else _accept_or_replace
     found = settle(drafted, state, log_q_BxSxV, jnp.where(active_B, drafted.window_B, 0))
-    offsets_1xS, rounds_B = jnp.arange(size)[None], state.rounds_B + active_B
-    is_settled_BxS = (offsets_1xS >= state.offset_B[:, None]) & (offsets_1xS < found.offset_B[:, None])
+    rounds_B, is_settled_BxS = state.rounds_B + active_B, between(state.offset_B, found.offset_B, size)
     settled_in_BxS = jnp.where(is_settled_BxS, rounds_B[:, None], state.settled_in_BxS)
     return found._replace(settled_in_BxS=settled_in_BxS, rounds_B=rounds_B)
 
@@ -213,9 +212,9 @@ def _accept_or_replace(drafted: _Drafted, state: _Verified, log_q_BxSxV: jax.Arr
         state.offset_B,
         window_B,
     )
-    offsets_1xS = jnp.arange(state.tokens_BxS.shape[1])[None]
-    is_replaced_BxS = (offsets_1xS == outcome.first_rejected[:, None]) & outcome.rejected[:, None]
-    is_accepted_BxS = (offsets_1xS >= state.offset_B[:, None]) & (offsets_1xS < outcome.first_rejected[:, None])
+    size = state.tokens_BxS.shape[1]
+    is_replaced_BxS = (jnp.arange(size)[None] == outcome.first_rejected[:, None]) & outcome.rejected[:, None]
+    is_accepted_BxS = between(state.offset_B, outcome.first_rejected, size)
     status_BxS = jnp.where(is_accepted_BxS, ACCEPTED, state.status_BxS)
     return state._replace(
         offset_B=outcome.offset,
@@ -230,8 +229,7 @@ def _redraw(drafted: _Drafted, state: _Verified, log_q_BxSxV: jax.Array, window_
     tokens_BxS, offset_B = redraw_round(
         drafted.drawn_with_BxSxV, state.tokens_BxS, log_q_BxSxV, state.offset_B, window_B
     )
-    offsets_1xS = jnp.arange(tokens_BxS.shape[1])[None]
-    is_settled_BxS = (offsets_1xS >= state.offset_B[:, None]) & (offsets_1xS < offset_B[:, None])
+    is_settled_BxS = between(state.offset_B, offset_B, tokens_BxS.shape[1])
     is_draft_BxS = tokens_BxS == drafted.drafts_BxS
     return state._replace(
         offset_B=offset_B,
