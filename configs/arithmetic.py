@@ -43,8 +43,8 @@ def get_config(size: str = "verifier") -> ConfigDict:
         dtype="float32" if size == "tiny" else "bfloat16",
     )
     config.optimizer = config_dict.create(
-        name="adamw",
-        learning_rate=1e-3 if size == "verifier" else 2e-3,
+        name="muon",
+        learning_rate=2e-3 if size == "verifier" else 4e-3,
         warmup_steps=200,
         # The cosine ends at this fraction of the peak.
         final_fraction=0.05,
@@ -53,7 +53,7 @@ def get_config(size: str = "verifier") -> ConfigDict:
         weight_decay=0.01,
         clip_norm=1.0,
     )
-    # Digits of the numbers in the questions at most.
+    # Digits of the numbers in the questions at most; half of the problems have 2.
     config.digits = 3
     # Longest question and answer, in characters.
     config.prompt_length = 112
@@ -64,7 +64,7 @@ def get_config(size: str = "verifier") -> ConfigDict:
     config.gsm8k = ""
     # Held-out problems for the loss at the end.
     config.num_held_out = 1024
-    config.num_steps = {"drafter": 6000, "verifier": 6000, "tiny": 200}[size]
+    config.num_steps = {"drafter": 10_000, "verifier": 10_000, "tiny": 200}[size]
     config.batch_size = 256
     # Steps of one call on the device; divides num_steps.
     config.log_every = 100

@@ -68,7 +68,8 @@ def problems(split: str, count: int, seed: int = 0, digits: int = 3) -> Iterator
         split: "train" or "test".
         count: how many; they may repeat.
         seed: of the random numbers.
-        digits: of the numbers in a question at most; those in boxes and bags have one fewer.
+        digits: of the numbers in a question at most, 2 or 3. A problem has 2 or as many as that, so that small numbers
+            are learnt first; those in boxes and bags have one fewer.
 
     Raises:
         ValueError: an unknown split, or fewer than 2 or more than 3 digits.
@@ -86,7 +87,8 @@ def problems(split: str, count: int, seed: int = 0, digits: int = 3) -> Iterator
         yield problem
 
 
-def _draw(rng: random.Random, digits: int) -> Problem:
+def _draw(rng: random.Random, most_digits: int) -> Problem:
+    digits = rng.randint(2, most_digits)
     name, things = rng.choice(NAMES), rng.choice(THINGS)
     total = first = rng.randrange(10, 10**digits)
     calculation, told, lines = str(first), [], []

@@ -19,10 +19,11 @@ MUON_AXES = {
     "project": ((-3, -2), (-1,)),
     "output": ((-2,), (-1,)),
 }
-# Those of a trunk whose layers are not stacked, under this name. Where query heads share a key head, the queries are
-# orthogonalised by their place in its group, one of each key head, as large as keys and values.
+# Those of networks in the layout of LLaDA, whose blocks, so named and numbered, are not stacked. Where query heads share
+# a key head, the queries are orthogonalised by their place in its group, one of each key head, as large as keys and
+# values.
 APART, MUON_AXES_APART = (
-    "network",
+    "blocks_",
     {
         "qkv": ((-4,), (-3, -1)),
         "gate_up": ((-3,), (-1,)),
@@ -47,7 +48,8 @@ def muon_dimensions(params):
     """`MuonDimensionNumbers` for the matrices among the parameters, None for what Adam takes."""
 
     def one(path, _):
-        axes = (MUON_AXES_APART if path[0].key == APART else MUON_AXES).get(_leaf_name(path))
+        apart = any(part.key.startswith(APART) for part in path)
+        axes = (MUON_AXES_APART if apart else MUON_AXES).get(_leaf_name(path))
         return None if axes is None else contrib.MuonDimensionNumbers(*axes)
 
     return jax.tree.map_with_path(one, params)

@@ -250,8 +250,8 @@ def test_muon_orthogonalises_each_tensor_of_the_files_apart():
     rule = optimizer.make_optimizer(OptimizerConfig(name="muon", clip_norm=0.0), lambda step: 1e-2)
 
     def step(kernel, name):
-        tree = {"network": {name: kernel}}
-        return rule.update(tree, rule.init(tree), tree)[0]["network"][name]
+        tree = {"blocks_0": {name: kernel}}
+        return rule.update(tree, rule.init(tree), tree)[0]["blocks_0"][name]
 
     qkv_CxKx3xE, gate_up_Cx2xF = block["attention"]["qkv"], block["mlp"]["gate_up"]
     joined = np.asarray(step(qkv_CxKx3xE, "qkv"))
@@ -259,6 +259,12 @@ def test_muon_orthogonalises_each_tensor_of_the_files_apart():
         # As a plain matrix, which the second kernel of the MLP is.
         alone = step(qkv_CxKx3xE[:, :, part].reshape(16, 16), "down")
         np.testing.assert_allclose(joined[:, :, part].reshape(16, 16), alone, atol=1e-6)
+    # Two queries to a key: each is apart, too.
+    grouped_CxKx4xE = jax.random.normal(jax.random.key(0), (16, 2, 4, 4))
+    joined = np.asarray(step(grouped_CxKx4xE, "qkv"))
+    for part in range(4):
+        alone = step(grouped_CxKx4xE[:, :, part].reshape(16, 8), "down")
+        np.testing.assert_allclose(joined[:, :, part].reshape(16, 8), alone, atol=1e-6)
     joined = np.asarray(step(gate_up_Cx2xF, "gate_up"))
     for part in range(2):
         np.testing.assert_allclose(joined[:, part], step(gate_up_Cx2xF[:, part], "down"), atol=1e-6)

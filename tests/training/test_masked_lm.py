@@ -14,7 +14,7 @@ from ssmd_jax.evaluation.reasoning import answers
 from ssmd_jax.model import pretrained
 from ssmd_jax.model.masked_lm import MaskedLanguageModel
 from ssmd_jax.sampling.dual import decode, presets
-from ssmd_jax.training import masked_lm
+from ssmd_jax.training import masked_lm, optimizer
 from tests.model.published import Twin
 
 
@@ -54,6 +54,20 @@ def test_loss_is_that_of_a_dumb_twin():
             total += (np.log(np.exp(row_V - row_V.max()).sum()) + row_V.max() - row_V[answer[n]]) / ratio[0]
     assert masked_BxG.any() and not masked_BxG.all()
     np.testing.assert_allclose(loss, total / (2 * 64), rtol=1e-4)
+
+
+def test_muon_takes_every_kernel_of_the_blocks():
+    """Each as the matrices it is made of, as in a trunk of this layout (tests/model/test_llada_trunk.py)."""
+    params = masked_lm.init_params(EXPERIMENT.model, jax.random.key(0))
+    found = optimizer.muon_dimensions(params)
+    assert found["embedding"] is None and found["head"] is None
+    inside = optimizer.muon_dimensions({"network": params})["network"]
+    for part in ("attention", "mlp"):
+        kernels = found["blocks_0"][part]
+        assert None not in jax.tree.leaves(kernels, is_leaf=lambda x: x is None)
+        assert kernels == inside["blocks_0"][part]
+    assert found["blocks_0"]["mlp"]["gate_up"].reduction_axis == (-3,)
+    assert found["blocks_0"]["attention"]["qkv"].output_axis == (-3, -1)
 
 
 def test_masks():
