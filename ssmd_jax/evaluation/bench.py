@@ -71,8 +71,9 @@ def draw(
     prompt=None,
     prompt_mask=None,
     lengths=None,
+    num_widths: int = 1,
 ) -> Drawn:
-    """Draws samples in batches of one shape, and times them.
+    """Draws samples in batches of one shape, or of a few, and times them.
 
     Before the clock starts one batch runs with all tokens but one given: that compiles the program, and runs each of
     its parts once. Sample `n` has the key `fold_in(key, n)`, whatever the batch size.
@@ -89,6 +90,8 @@ def draw(
         prompt_mask: bool of the same shape, True where `prompt` gives the token.
         lengths: int `[num_samples]`, tokens of each sample; None for `length` everywhere. Then every batch runs once
             before the clock starts: the largest window, which decides what is compiled, is that of its longest row.
+        num_widths: with `lengths`, batches hold samples of neighbouring lengths, padded to one of so many equal parts
+            of `length`: less padding is computed, and more is compiled.
 
     Returns:
         `Drawn`.
@@ -96,7 +99,7 @@ def draw(
     Raises:
         ValueError: for numbers below 1, or as the samplers do.
     """
-    for name, value in (("num_samples", num_samples), ("batch_size", batch_size)):
+    for name, value in (("num_samples", num_samples), ("batch_size", batch_size), ("num_widths", num_widths)):
         if value < 1:
             raise ValueError(f"{name} must be a whole number of at least 1, got {value}")
     batch_size = min(batch_size, num_samples)
@@ -108,20 +111,23 @@ def draw(
         for x in (nothing if prompt is None else (prompt, prompt_mask))
     )
     lengths_N = np.resize(length if lengths is None else lengths, num_batches * batch_size)
+    by_length_N = np.argsort(lengths_N, kind="stable") if num_widths > 1 else np.arange(len(lengths_N))
+    widths = [-(-length * part // num_widths) for part in range(1, num_widths + 1)]
 
     sample = registry.sample_of(setting.sampler)
     extra = {} if setting.critic is None else {"critic": setting.critic}
 
     def batch(n: int, given_NxD) -> SampleResult:
-        rows = slice(n * batch_size, (n + 1) * batch_size)
+        rows = by_length_N[n * batch_size : (n + 1) * batch_size]
+        width = next(width for width in widths if width >= lengths_N[rows].max())
         return sample(
             model,
             keys[rows],
             setting.config,
             batch_size=batch_size,
-            length=length,
-            prompt=tokens_NxD[rows],
-            prompt_mask=given_NxD[rows] & (np.arange(length)[None] < lengths_N[rows, None]),
+            length=width,
+            prompt=tokens_NxD[rows, :width],
+            prompt_mask=given_NxD[rows, :width] & (np.arange(width)[None] < lengths_N[rows, None]),
             lengths=lengths_N[rows],
             **extra,
         )
@@ -132,8 +138,22 @@ def draw(
     for n in range(num_batches):
         results.append(jax.block_until_ready(batch(n, given_NxD)))
     seconds = (time.perf_counter() - began) / num_batches
-    joined = jax.tree.map(lambda *parts: np.concatenate(parts)[:num_samples], *jax.device_get(results))
-    return Drawn(joined, seconds)
+    found = [_widened(result, length, model.num_tokens) for result in jax.device_get(results)]
+    joined = jax.tree.map(lambda *parts: np.concatenate(parts), *found)
+    wanted = np.argsort(by_length_N)[:num_samples]
+    one_a_sample = {name: value[wanted] for name, value in vars(joined).items() if name != "rows_computed"}
+    return Drawn(joined.replace(**one_a_sample), seconds)
+
+
+def _widened(result: SampleResult, length: int, mask_id: int) -> SampleResult:
+    """The same samples with padding up to `length`."""
+    more = ((0, 0), (0, length - result.tokens.shape[1]))
+    padding = np.broadcast_to(np.arange(result.tokens.shape[1], length), (len(result.tokens), more[1][1]))
+    return result.replace(
+        order=np.concatenate([result.order, padding.astype(result.order.dtype)], axis=1),
+        **{name: np.pad(getattr(result, name), more) for name in ("status", "revealed_in", "settled_in")},
+        **{name: np.pad(getattr(result, name), more, constant_values=mask_id) for name in ("tokens", "rejected_token")},
+    )
 
 
 def measure(

@@ -91,6 +91,7 @@ def draw_workdir(
     seed: int = 0,
     scaffolds: str | None = None,
     keep: float = 0.3,
+    num_widths: int = 1,
 ) -> dict[str, Any]:
     """Draws with every setting, and writes FASTA files: what `launch/draw_proteins.py` does.
 
@@ -104,6 +105,7 @@ def draw_workdir(
         seed: of all random numbers.
         scaffolds: FASTA of natural proteins to fill in; None for whole proteins.
         keep: share of their letters that are given.
+        num_widths: to which proteins are padded, as `bench.draw`.
 
     Returns:
         JSON values: "task", "keep", "natural" (the file of the natural proteins, None for whole ones), and "sets": an
@@ -146,6 +148,7 @@ def draw_workdir(
             prompt=task.tokens_NxD,
             prompt_mask=task.given_NxD,
             lengths=task.lengths_N,
+            num_widths=num_widths,
         )
         row = bench.measure(drawn, setting, tokenizer, batch_size=batch_size)
         file = f"{file_stem(f'{row.sampler}_{row.setting}')}.fasta"

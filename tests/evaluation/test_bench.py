@@ -100,7 +100,20 @@ def test_every_sample_has_a_prompt_of_its_own():
     np.testing.assert_array_equal((drawn.result.status == 0).sum(axis=1), given.sum(axis=1))
 
 
-@pytest.mark.parametrize("name", ["num_samples", "batch_size"])
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.sampler)
+def test_narrow_batches_draw_the_same_samples(setting):
+    """Rows of neighbouring lengths, padded to a third, two thirds or all of the length, each in its old place."""
+    lengths = np.random.default_rng(0).permutation(np.r_[1, LENGTH, np.arange(1, 8)])
+    sizes = {"length": LENGTH, "num_samples": len(lengths), "batch_size": 2, "lengths": lengths}
+    wide, narrow = (bench.draw(model(), setting, KEY, **sizes, num_widths=widths).result for widths in (1, 3))
+    for name in ("tokens", "status", "revealed_in", "rejected_token", "settled_in", "nfe", "verify_rounds"):
+        np.testing.assert_array_equal(getattr(narrow, name), getattr(wide, name), err_msg=name)
+    np.testing.assert_array_equal(np.sort(narrow.order), np.broadcast_to(np.arange(LENGTH), narrow.order.shape))
+    inside = np.arange(LENGTH) < lengths[:, None]
+    np.testing.assert_array_equal(narrow.order[inside], wide.order[inside])
+
+
+@pytest.mark.parametrize("name", ["num_samples", "batch_size", "num_widths"])
 def test_numbers_below_one(name):
     sizes = {"num_samples": 2, "batch_size": 2} | {name: 0}
     with pytest.raises(ValueError, match=name):
