@@ -70,6 +70,8 @@ def get_config(size: str = "verifier") -> ConfigDict:
     config.log_every = 100
     # Of the average of the weights that is saved.
     config.ema_decay = 0.999
+    # Share of wrong tokens among those shown, in every second row: who verifies must have learnt to.
+    config.corrupted = 0.0 if size == "drafter" else 0.1
     # Of weights, problems and masks.
     config.seed = 0
     return config

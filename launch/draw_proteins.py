@@ -27,7 +27,7 @@ _SWEEP = flags.DEFINE_string("sweep", "", "What they run through: ARGUMENT=VALUE
 _NUM_SAMPLES = flags.DEFINE_integer("num_samples", 1000, "Proteins a setting.", lower_bound=1)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Proteins drawn at a time.", lower_bound=1)
 _NUM_WIDTHS = flags.DEFINE_integer(
-    "num_widths", 1, "Widths that batches of neighbouring lengths are padded to: less waste, more to compile.", lower_bound=1
+    "num_widths", 1, "Widths that batches of like lengths are padded to: less waste, more to compile.", lower_bound=1
 )
 _SCAFFOLDS = flags.DEFINE_string("scaffolds", None, "FASTA of natural proteins of which a stretch is given.")
 _KEEP = flags.DEFINE_float("keep", 0.3, "Share of their letters in that stretch.")

@@ -4,6 +4,10 @@ A time t is uniform on (0, 1) for each row, every token of its answer is masked 
 `p = (1 - eps) t + eps`, and the loss is the cross-entropy of the masked ones over p, by the number of answer tokens;
 questions are never masked. Answers end in ends of text, which are learnt as tokens.
 
+A network that is to verify what stands visibly before it (DUAL.md section 1.2, view "visible") must have learnt to: by
+that loss alone its predictions for tokens that it sees are nobody's. With `corrupted`, some of the tokens shown are
+wrong, and all that are shown are learnt as what they should be.
+
 All problems lie on the device, and a call computes many steps: the host has nothing to do between them.
 """
 
@@ -55,6 +59,8 @@ class Experiment:
         log_every: steps of a call, after which the loss is told; divides `num_steps`.
         ema_decay: of the average of the weights that is saved; 0 saves the last.
         least_ratio: `eps`, the least probability to mask.
+        corrupted: share of the answer tokens shown that are another row's of the same place, in every second row; then
+            all tokens shown are learnt, too. 0 for LLaDA's loss alone.
         seed: of weights, problems and masks.
     """
 
@@ -71,6 +77,7 @@ class Experiment:
     log_every: int = 100
     ema_decay: float = 0.999
     least_ratio: float = 1e-3
+    corrupted: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
@@ -82,6 +89,8 @@ class Experiment:
             raise ValueError(f"num_steps {self.num_steps} is not divisible by log_every {self.log_every}")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay!r}")
+        if not 0 <= self.corrupted < 1:
+            raise ValueError(f"corrupted must lie in [0, 1), got {self.corrupted!r}")
         if not 0 < self.least_ratio < 1:
             raise ValueError(f"least_ratio must lie in (0, 1), got {self.least_ratio!r}")
         if self.prompt_length + self.gen_length > self.model.max_length:
@@ -136,7 +145,18 @@ def draw_masks(key: jax.Array, shape: tuple[int, int], least_ratio: float) -> tu
     return jax.random.uniform(keys.stream(key, "mask"), shape) < ratio_Bx1, ratio_Bx1
 
 
-def masked_loss(params, config: BidirectionalConfig, tokens_BxL, start_B, masked_BxG, ratio_Bx1) -> jax.Array:
+def corrupt(key: jax.Array, answers_BxG: jax.Array, share: float) -> jax.Array:
+    """Answers, int32 `[B, G]`, of which every second row has a share of tokens from the same place in other rows."""
+    batch, size = answers_BxG.shape
+    other_BxG = jax.random.randint(keys.stream(key, "other rows"), (batch, size), 0, batch)
+    is_wrong_BxG = jax.random.uniform(keys.stream(key, "wrong"), (batch, size)) < share
+    is_wrong_BxG &= jnp.arange(batch)[:, None] % 2 == 1
+    return jnp.where(is_wrong_BxG, answers_BxG[other_BxG, jnp.arange(size)], answers_BxG)
+
+
+def masked_loss(
+    params, config: BidirectionalConfig, tokens_BxL, start_B, masked_BxG, ratio_Bx1, shown_BxG=None
+) -> jax.Array:
     """LLaDA's loss, nats an answer token: an upper bound of the negative log-likelihood, in expectation over masks.
 
     Args:
@@ -146,22 +166,26 @@ def masked_loss(params, config: BidirectionalConfig, tokens_BxL, start_B, masked
         start_B: where the questions begin; what is before is padding.
         masked_BxG: bool, masked tokens of the answers, which are the last `G`.
         ratio_Bx1: their probabilities to be masked.
+        shown_BxG: int32, what the network sees of answer tokens that are not masked; these are then learnt as well,
+            with weight 1, and the loss is a bound no more. None for the tokens themselves, which are not learnt.
     """
     network, (batch, size) = BidirectionalTransformer(config), masked_BxG.shape
     answers_BxG = tokens_BxL[:, -size:]
-    shown_BxL = jnp.concatenate([tokens_BxL[:, :-size], jnp.where(masked_BxG, config.mask_id, answers_BxG)], axis=1)
+    seen_BxG = jnp.where(masked_BxG, config.mask_id, answers_BxG if shown_BxG is None else shown_BxG)
+    shown_BxL = jnp.concatenate([tokens_BxL[:, :-size], seen_BxG], axis=1)
     real_BxL = jnp.arange(tokens_BxL.shape[1])[None] >= start_B[:, None]
     h_BxLxC, _ = network.apply({"params": params}, shown_BxL, None, None, real_BxL, method="hidden")
     logits_BxGxV = network.apply({"params": params}, h_BxLxC[:, -size:], method="logits")
     nll_BxG = optax.softmax_cross_entropy_with_integer_labels(logits_BxGxV, answers_BxG)
-    return jnp.sum(jnp.where(masked_BxG, nll_BxG / ratio_Bx1, 0.0)) / (batch * size)
+    return jnp.sum(jnp.where(masked_BxG, nll_BxG / ratio_Bx1, 0.0 if shown_BxG is None else nll_BxG)) / (batch * size)
 
 
 def batch_loss(params, experiment: Experiment, tokens_BxL: jax.Array, start_B: jax.Array, key: jax.Array) -> jax.Array:
-    """`masked_loss` with masks of a key."""
-    shape = (tokens_BxL.shape[0], experiment.gen_length)
-    masks = draw_masks(key, shape, experiment.least_ratio)
-    return masked_loss(params, experiment.model, tokens_BxL.astype(jnp.int32), start_B, *masks)
+    """`masked_loss` with masks, and wrong tokens where the experiment has them, of a key."""
+    tokens_BxL, size = tokens_BxL.astype(jnp.int32), experiment.gen_length
+    masks = draw_masks(key, (tokens_BxL.shape[0], size), experiment.least_ratio)
+    shown_BxG = corrupt(key, tokens_BxL[:, -size:], experiment.corrupted) if experiment.corrupted else None
+    return masked_loss(params, experiment.model, tokens_BxL, start_B, *masks, shown_BxG)
 
 
 def _optimizer(experiment: Experiment) -> optax.GradientTransformation:
@@ -211,7 +235,8 @@ _held_out_loss = jax.jit(batch_loss, static_argnames="experiment")
 
 
 def held_out_loss(params, experiment: Experiment) -> tuple[float, float]:
-    """The loss on held-out problems, and its standard error over batches (nan where there is one)."""
+    """LLaDA's loss on held-out problems, and its standard error over batches (nan where there is one)."""
+    experiment = dataclasses.replace(experiment, corrupted=0.0)
     found = list(arithmetic.problems("test", experiment.num_held_out, experiment.seed, experiment.digits))
     tokens_NxL, start_N = arithmetic.rows(found, experiment.prompt_length, experiment.gen_length)
     size = min(experiment.batch_size, len(found))

@@ -19,9 +19,9 @@ MUON_AXES = {
     "project": ((-3, -2), (-1,)),
     "output": ((-2,), (-1,)),
 }
-# Those of networks in the layout of LLaDA, whose blocks, so named and numbered, are not stacked. Where query heads share
-# a key head, the queries are orthogonalised by their place in its group, one of each key head, as large as keys and
-# values.
+# Those of networks in the layout of LLaDA, whose blocks, so named and numbered, are not stacked. Where query heads
+# share a key head, the queries are orthogonalised by their place in its group, one of each key head, as large as keys
+# and values.
 APART, MUON_AXES_APART = (
     "blocks_",
     {

@@ -39,21 +39,61 @@ def test_loss_is_that_of_a_dumb_twin():
     tokens_BxL, start_B = some_rows(2)
     params = masked_lm.init_params(EXPERIMENT.model, jax.random.key(1))
     masked_BxG, ratio_Bx1 = masked_lm.draw_masks(jax.random.key(2), (2, 64), 1e-3)
-    loss = masked_lm.masked_loss(params, EXPERIMENT.model, tokens_BxL, start_B, masked_BxG, ratio_Bx1)
-    total = 0.0
-    arrays = map(np.asarray, (tokens_BxL, start_B, masked_BxG, ratio_Bx1))
-    for tokens_L, start, masked_G, ratio in zip(*arrays, strict=True):
-        row = [int(token) for token in tokens_L[start:]]
-        answer, question = row[-64:], row[:-64]
-        shown = question + [
-            int(np.where(masked, characters.MASK_ID, a)) for a, masked in zip(answer, masked_G, strict=True)
-        ]
-        logits = Twin(MaskedLanguageModel(params, EXPERIMENT.model)).forward(shown)
-        for n in np.flatnonzero(masked_G):
-            row_V = logits[len(question) + n]
-            total += (np.log(np.exp(row_V - row_V.max()).sum()) + row_V.max() - row_V[answer[n]]) / ratio[0]
-    assert masked_BxG.any() and not masked_BxG.all()
-    np.testing.assert_allclose(loss, total / (2 * 64), rtol=1e-4)
+    shown_BxG = masked_lm.corrupt(jax.random.key(3), tokens_BxL[:, -64:], 0.5)
+    seen = [np.where(masked_BxG, characters.MASK_ID, x) for x in (tokens_BxL[:, -64:], shown_BxG)]
+    assert masked_BxG.any() and (seen[0] != seen[1]).any()
+
+    def twin(seen_BxG, is_shown_learnt: bool) -> float:
+        total, arrays = 0.0, map(np.asarray, (tokens_BxL, start_B, masked_BxG, ratio_Bx1, seen_BxG))
+        for tokens_L, start, masked_G, ratio, seen_G in zip(*arrays, strict=True):
+            row = [int(token) for token in tokens_L[start:]]
+            answer, question = row[-64:], row[:-64]
+            logits = Twin(MaskedLanguageModel(params, EXPERIMENT.model)).forward(question + seen_G.tolist())
+            for n in range(64):
+                row_V = logits[len(question) + n]
+                nll = np.log(np.exp(row_V - row_V.max()).sum()) + row_V.max() - row_V[answer[n]]
+                total += nll / ratio[0] if masked_G[n] else nll * is_shown_learnt
+        return total / (2 * 64)
+
+    given = (params, EXPERIMENT.model, tokens_BxL, start_B, masked_BxG, ratio_Bx1)
+    np.testing.assert_allclose(masked_lm.masked_loss(*given), twin(seen[0], False), rtol=1e-4)
+    np.testing.assert_allclose(masked_lm.masked_loss(*given, shown_BxG), twin(seen[1], True), rtol=1e-4)
+
+
+def test_wrong_tokens():
+    """A share of every second row, each from its own place in another row."""
+    answers_BxG = jnp.arange(400)[None] + 1000 * jnp.arange(64)[:, None]
+    shown_BxG = np.asarray(masked_lm.corrupt(jax.random.key(0), answers_BxG, 0.2))
+    np.testing.assert_array_equal(shown_BxG % 1000, np.broadcast_to(np.arange(400), (64, 400)))
+    is_wrong_BxG = shown_BxG != answers_BxG
+    assert not is_wrong_BxG[::2].any()
+    # A token may come from its own row.
+    assert is_wrong_BxG[1::2].mean() == pytest.approx(0.2 * 63 / 64, abs=5 * np.sqrt(0.2 * 0.8 / (32 * 400)))
+    np.testing.assert_array_equal(masked_lm.corrupt(jax.random.key(0), answers_BxG, 0.0), answers_BxG)
+
+
+@pytest.mark.parametrize(("corrupted", "least", "most"), [(0.1, 0.9, 1.0), (0.0, 0.0, 0.7)])
+def test_a_network_learns_to_correct_what_it_sees(corrupted, least, most):
+    """Shown one wrong token in an answer known by heart, it says the right one; by LLaDA's loss alone it does not."""
+    fields = {"num_steps": 240, "log_every": 240, "num_problems": 2, "batch_size": 16, "corrupted": corrupted}
+    made = config(**fields, ema_decay=0.0)
+    made.model.width, made.model.head_dim, made.model.mlp_width = 64, 32, 128
+    made.optimizer.learning_rate, made.optimizer.warmup_steps = 1e-2, 20
+    experiment = masked_lm.Experiment.from_config_dict(made)
+    tokens_BxL, start_B = (np.asarray(x) for x in some_rows(2))
+    state = masked_lm.init_state(jax.random.key(0), experiment=experiment)
+    rows = (jnp.asarray(tokens_BxL, jnp.uint8), jnp.asarray(start_B))
+    state, _ = masked_lm.train_steps(state, *rows, jax.random.key(1), experiment=experiment)
+    # Wherever the two answers differ, one of them with the other's token there.
+    row_N, place_N = np.nonzero(tokens_BxL[:, -64:] != tokens_BxL[::-1, -64:])
+    shown_NxL, each_N = tokens_BxL[row_N], np.arange(len(row_N))
+    shown_NxL[each_N, place_N - 64] = tokens_BxL[1 - row_N, place_N - 64]
+    network = masked_lm.BidirectionalTransformer(experiment.model)
+    real_NxL = np.arange(shown_NxL.shape[1]) >= start_B[row_N, None]
+    h_NxLxC, _ = network.apply({"params": state.params}, shown_NxL, None, None, real_NxL, method="hidden")
+    said_NxG = network.apply({"params": state.params}, h_NxLxC[:, -64:], method="logits").argmax(axis=-1)
+    share = np.mean(said_NxG[each_N, place_N] == tokens_BxL[row_N, place_N - 64])
+    assert least <= share <= most
 
 
 def test_muon_takes_every_kernel_of_the_blocks():
