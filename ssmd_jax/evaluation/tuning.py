@@ -60,7 +60,7 @@ def measure(model, tokens_NxD: np.ndarray, key: jax.Array, *, batch_size: int, l
         if model.verify_cost:
             rounds_MxS += np.asarray(_rounds(model, tokens_NxD[rows], order_BxD, keys_N[rows], starts_M, size=size))
     used = num_batches * batch_size
-    rounds_DxS = interpolated(rounds_MxS / used, starts_M, length)
+    rounds_DxS = interpolated(rounds_MxS / used, starts_M, length) if model.verify_cost else None
     return Profile(*(total / used), rounds_DxS, model.trunk_cost, model.verify_cost, used)
 
 

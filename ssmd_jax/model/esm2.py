@@ -92,7 +92,8 @@ class Attention(nn.Module):
         qkv_BxDx3xHxE = jnp.einsum("BDC,CTHE->BDTHE", x_BxDxC, qkv_Cx3xHxE) + bias_3xHxE.astype(dtype)[None, None]
         mixed_BxDxHxE = attend(qkv_BxDx3xHxE[:, :, 0], qkv_BxDx3xHxE[:, :, 1], qkv_BxDx3xHxE[:, :, 2])
         mixed_BxDxHxE = constrain(mixed_BxDxHxE, ("batch", None, "heads", None))
-        return jnp.einsum("BDHE,HEC->BDC", mixed_BxDxHxE, out_HxExC) + out_bias_C[None, None]
+        # As in `layers.SelfAttention`.
+        return jnp.tensordot(mixed_BxDxHxE, out_HxExC, axes=2) + out_bias_C[None, None]
 
 
 class GeluMlp(nn.Module):

@@ -154,7 +154,8 @@ class SelfAttention(nn.Module):
         v_BxDxHxE = jnp.einsum("BDC,CHE->BDHE", x_BxDxC, kernel[:, 2])
         out_BxDxHxE = attend(q_k[:, :, 0], q_k[:, :, 1], v_BxDxHxE)
         out_BxDxHxE = constrain(out_BxDxHxE, ("batch", None, "heads", None))
-        return jnp.einsum("BDHE,HEC->BDC", out_BxDxHxE, out_kernel.astype(self.dtype))
+        # Not einsum, which sorts the axes that it sums over: the CPU would copy the kernel, transposed, in every pass.
+        return jnp.tensordot(out_BxDxHxE, out_kernel.astype(self.dtype), axes=2)
 
 
 def full_attention(q, k, v, lengths_B: jax.Array | None, *, is_causal: bool, implementation: str | None) -> jax.Array:

@@ -161,12 +161,13 @@ def test_slots_and_devices(monkeypatch):
         assert_rows_equal(alone, b, queued, b)
 
 
-def test_protocol_is_used_as_ruled():
+def test_protocol_is_used_as_ruled(monkeypatch):
     """Without jit: every row of a smaller batch comes with its own context, tokens and positions."""
+    seen = watch(monkeypatch)
     strict = StrictModel(TABULAR)
     config = dataclasses.replace(CONFIG, order="confidence")
     with jax.disable_jit():
         speculative.sample(
             strict, jax.random.key(2), config, batch_size=BATCH, length=LENGTH, **asked(strict.num_tokens)
         )
-    assert strict.calls["target_logits"] > 4
+    assert strict.calls["target_logits"] == len(seen) and set(seen) == {32, 16, 4}

@@ -56,6 +56,14 @@ def test_the_predicted_bound_is_the_samplers_exact_likelihood(profile, tie_first
         assert -np.mean(log_prob) == pytest.approx(predicted.nll, rel=1e-4)
 
 
+def test_a_plain_network_has_no_rounds():
+    """They are not measured, and not asked for by the plain sampler's windows."""
+    plain = tuning.measure(MODEL.replace(trunk_cost=1.0, verify_cost=0.0), TOKENS, KEY, batch_size=6)
+    assert plain.rounds_DxS is None and best_windows(plain, 2.5, plain=True).nfe <= 2.5
+    with pytest.raises(ValueError, match="knows no rounds with shared noise"):
+        best_windows(plain, 2.5, shared_noise=True)
+
+
 def test_the_plain_samplers_passes_are_those_predicted(profile):
     predicted = best_windows(profile, 2.5, plain=True)
     config = recommend(profile, 2.5, plain=True)
