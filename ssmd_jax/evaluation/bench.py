@@ -84,14 +84,14 @@ def draw(
         key: a typed key.
         length: tokens a sample.
         num_samples: how many.
-        batch_size: rows of a batch; at most `num_samples` are used. The last batch is filled up with rows that are
-            timed, and then dropped.
+        batch_size: rows of a batch; at most `num_samples` are used. Batches are filled up with rows that are timed, and
+            then dropped.
         prompt: int `[length]`, the same for all samples, or `[num_samples, length]`.
         prompt_mask: bool of the same shape, True where `prompt` gives the token.
         lengths: int `[num_samples]`, tokens of each sample; None for `length` everywhere. Then every batch runs once
             before the clock starts: the largest window, which decides what is compiled, is that of its longest row.
-        num_widths: with `lengths`, batches hold samples of neighbouring lengths, padded to one of so many equal parts
-            of `length`: less padding is computed, and more is compiled.
+        num_widths: with `lengths`, batches hold samples of neighbouring lengths, padded to the next multiple of
+            `length / num_widths`: less padding is computed, and more is compiled.
 
     Returns:
         `Drawn`.
@@ -119,7 +119,9 @@ def draw(
 
     def batch(n: int, given_NxD) -> SampleResult:
         rows = by_length_N[n * batch_size : (n + 1) * batch_size]
-        width = next(width for width in widths if width >= lengths_N[rows].max())
+        longest = lengths_N[rows].max()
+        # What is longer than `length` the sampler refuses.
+        width = next((width for width in widths if width >= longest), length)
         return sample(
             model,
             keys[rows],

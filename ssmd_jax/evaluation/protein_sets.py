@@ -105,11 +105,11 @@ def draw_workdir(
         seed: of all random numbers.
         scaffolds: FASTA of natural proteins to fill in; None for whole proteins.
         keep: share of their letters that are given.
-        num_widths: to which proteins are padded, as `bench.draw`.
+        num_widths: number of widths that batches are padded to, as in `bench.draw`.
 
     Returns:
-        JSON values: "task", "keep", "natural" (the file of the natural proteins, None for whole ones), and "sets": an
-        entry a setting with "file", "sampler", "setting", "nfe", "passes", "rounds", "batch_size",
+        JSON values: "task", "keep", "natural" (the file of the natural proteins, None for whole ones), "num_widths",
+        and "sets": an entry a setting with "file", "sampler", "setting", "nfe", "passes", "rounds", "batch_size",
         "seconds_per_batch", "seconds_per_sample", "acceptance" and "recovery", the share of the letters to fill in
         that are the natural ones (None for whole proteins).
 
@@ -162,6 +162,7 @@ def draw_workdir(
             "task": "whole" if scaffolds is None else "scaffold",
             "keep": None if scaffolds is None else keep,
             "natural": natural,
+            "num_widths": num_widths,
             "sets": sets,
         }
         (output / INDEX).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -22,7 +22,8 @@ class Profile(NamedTuple):
         draft_nll_DxS: `E[-log p_{i,i+s}(x)]`, nats.
         target_nll_DxS: `E[-log q_{i,i+s}(x)]`, nats.
         rejections_DxS: probability that the draft of track `i + s` is rejected once its turn comes.
-        rounds_DxS: rounds with shared noise until track `i + s` is settled; None where they were not measured.
+        rounds_DxS: rounds with shared noise until track `i + s` is settled; None where they were not
+            measured, and on a plain network.
         trunk_cost: NFE of a trunk pass.
         verify_cost: NFE of a verify round; 0 on a plain network.
         num_sequences: held-out sequences, each under one random order.
@@ -87,6 +88,8 @@ def best_windows(
     nll_DxS, rejections_DxS = np.array(profile.target_nll_DxS), np.array(profile.rejections_DxS)
     if tie_first:
         nll_DxS[:, 0], rejections_DxS[:, 0] = profile.draft_nll_DxS[:, 0], 0.0
+    if shared_noise and not profile.verify_cost:
+        raise ValueError("the profile is of a plain network, which has no verify rounds to share noise with")
     if shared_noise and profile.rounds_DxS is None:
         raise ValueError("the profile knows no rounds with shared noise: measure it again by launch/tune.py")
     if shared_noise:

@@ -5,8 +5,8 @@ A time t is uniform on (0, 1) for each row, every token of its answer is masked 
 questions are never masked. Answers end in ends of text, which are learnt as tokens.
 
 A network that is to verify what stands visibly before it (DUAL.md section 1.2, view "visible") must have learnt to: by
-that loss alone its predictions for tokens that it sees are nobody's. With `corrupted`, some of the tokens shown are
-wrong, and all that are shown are learnt as what they should be.
+that loss alone its predictions for tokens that it sees are never trained. With `corrupted`, some of the tokens shown
+are replaced, and all that are shown are learnt as what they should be.
 
 All problems lie on the device, and a call computes many steps: the host has nothing to do between them.
 """
@@ -59,8 +59,8 @@ class Experiment:
         log_every: steps of a call, after which the loss is told; divides `num_steps`.
         ema_decay: of the average of the weights that is saved; 0 saves the last.
         least_ratio: `eps`, the least probability to mask.
-        corrupted: share of the answer tokens shown that are another row's of the same place, in every second row; then
-            all tokens shown are learnt, too. 0 for LLaDA's loss alone.
+        corrupted: share of the answer tokens shown that are replaced, see `corrupt`; then all tokens shown are learnt,
+            too. 0 for LLaDA's loss alone.
         seed: of weights, problems and masks.
     """
 
@@ -91,6 +91,8 @@ class Experiment:
             raise ValueError(f"ema_decay must lie in [0, 1), got {self.ema_decay!r}")
         if not 0 <= self.corrupted < 1:
             raise ValueError(f"corrupted must lie in [0, 1), got {self.corrupted!r}")
+        if self.corrupted and self.batch_size == 1:
+            raise ValueError("corrupted takes tokens from other rows: give a batch_size of at least 2, or corrupted=0")
         if not 0 < self.least_ratio < 1:
             raise ValueError(f"least_ratio must lie in (0, 1), got {self.least_ratio!r}")
         if self.prompt_length + self.gen_length > self.model.max_length:
@@ -146,7 +148,18 @@ def draw_masks(key: jax.Array, shape: tuple[int, int], least_ratio: float) -> tu
 
 
 def corrupt(key: jax.Array, answers_BxG: jax.Array, share: float) -> jax.Array:
-    """Answers, int32 `[B, G]`, of which every second row has a share of tokens from the same place in other rows."""
+    """Answers with a share of tokens in rows 1, 3, 5, ... replaced by those of the same place in rows drawn at random.
+
+    Some replacements are what they replace, since rows agree in many places and a row may be drawn for itself.
+
+    Args:
+        key: a typed key.
+        answers_BxG: int32.
+        share: of the tokens of these rows, replaced independently.
+
+    Returns:
+        int32 `[B, G]`.
+    """
     batch, size = answers_BxG.shape
     other_BxG = jax.random.randint(keys.stream(key, "other rows"), (batch, size), 0, batch)
     is_wrong_BxG = jax.random.uniform(keys.stream(key, "wrong"), (batch, size)) < share
@@ -181,7 +194,7 @@ def masked_loss(
 
 
 def batch_loss(params, experiment: Experiment, tokens_BxL: jax.Array, start_B: jax.Array, key: jax.Array) -> jax.Array:
-    """`masked_loss` with masks, and wrong tokens where the experiment has them, of a key."""
+    """`masked_loss` with masks, and replaced tokens if the experiment asks for them, drawn from `key`."""
     tokens_BxL, size = tokens_BxL.astype(jnp.int32), experiment.gen_length
     masks = draw_masks(key, (tokens_BxL.shape[0], size), experiment.least_ratio)
     shown_BxG = corrupt(key, tokens_BxL[:, -size:], experiment.corrupted) if experiment.corrupted else None
@@ -267,8 +280,9 @@ def train(config, output: os.PathLike | str, say: Callable[[str], None] = say) -
         say: told of the loss.
 
     Returns:
-        `steps`, `loss`, `held_out_loss` with its standard error, `parameters`, `seconds` of all and
-        `seconds_per_step` (compilation apart, nan where the first call was the only one), `output`.
+        `steps`, `loss` (of the last call; no bound with `corrupted`), `held_out_loss` with its standard error,
+        `parameters`, `seconds` of all and `seconds_per_step` (compilation apart, nan where the first call was the only
+        one), `output`.
 
     Raises:
         ValueError: bad settings, or a folder that holds a model.

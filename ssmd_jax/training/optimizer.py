@@ -19,18 +19,14 @@ MUON_AXES = {
     "project": ((-3, -2), (-1,)),
     "output": ((-2,), (-1,)),
 }
-# Those of networks in the layout of LLaDA, whose blocks, so named and numbered, are not stacked. Where query heads
-# share a key head, the queries are orthogonalised by their place in its group, one of each key head, as large as keys
-# and values.
-APART, MUON_AXES_APART = (
-    "blocks_",
-    {
-        "qkv": ((-4,), (-3, -1)),
-        "gate_up": ((-3,), (-1,)),
-        "down": ((-2,), (-1,)),
-        "out": ((-3, -2), (-1,)),
-    },
-)
+# Those of networks in the layout of LLaDA. Where query heads share a key head, the queries are orthogonalised by their
+# place in its group, one of each key head, as large as keys and values.
+MUON_AXES_LLADA = {
+    "qkv": ((-4,), (-3, -1)),
+    "gate_up": ((-3,), (-1,)),
+    "down": ((-2,), (-1,)),
+    "out": ((-3, -2), (-1,)),
+}
 NOT_DECAYED = ("scale", "table", "embedding", "start", "bias")
 TRAINED_WITH_FROZEN_TRUNK = "causal"
 
@@ -48,8 +44,9 @@ def muon_dimensions(params):
     """`MuonDimensionNumbers` for the matrices among the parameters, None for what Adam takes."""
 
     def one(path, _):
-        apart = any(part.key.startswith(APART) for part in path)
-        axes = (MUON_AXES_APART if apart else MUON_AXES).get(_leaf_name(path))
+        # As the trunk of a hybrid, or alone. The causal part has blocks of such names, too, in a layout of its own.
+        is_llada = path[0].key == "network" or path[0].key.startswith("blocks_")
+        axes = (MUON_AXES_LLADA if is_llada else MUON_AXES).get(_leaf_name(path))
         return None if axes is None else contrib.MuonDimensionNumbers(*axes)
 
     return jax.tree.map_with_path(one, params)

@@ -100,17 +100,48 @@ def test_every_sample_has_a_prompt_of_its_own():
     np.testing.assert_array_equal((drawn.result.status == 0).sum(axis=1), given.sum(axis=1))
 
 
-@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.sampler)
-def test_narrow_batches_draw_the_same_samples(setting):
+def asked_of(monkeypatch, name) -> list[tuple[int, list[int]]]:
+    """Width and lengths of every batch that the sampler of this name is asked for."""
+    entry, seen = registry.entry(name), []
+
+    def recorded(*args, length, lengths, **kwargs):
+        seen.append((length, list(lengths)))
+        return entry.sample(*args, length=length, lengths=lengths, **kwargs)
+
+    monkeypatch.setitem(registry.REGISTRY, name, entry._replace(sample=recorded))
+    return seen
+
+
+P2 = Setting("p2", "p2", registry.entry("p2").make(steps=4))
+
+
+@pytest.mark.parametrize("setting", [*SETTINGS, P2], ids=lambda setting: setting.sampler)
+def test_narrow_batches_draw_the_same_samples(setting, monkeypatch):
     """Rows of neighbouring lengths, padded to a third, two thirds or all of the length, each in its old place."""
     lengths = np.random.default_rng(0).permutation(np.r_[1, LENGTH, np.arange(1, 8)])
     sizes = {"length": LENGTH, "num_samples": len(lengths), "batch_size": 2, "lengths": lengths}
-    wide, narrow = (bench.draw(model(), setting, KEY, **sizes, num_widths=widths).result for widths in (1, 3))
-    for name in ("tokens", "status", "revealed_in", "rejected_token", "settled_in", "nfe", "verify_rounds"):
+    wide = bench.draw(model(), setting, KEY, **sizes).result
+    seen = asked_of(monkeypatch, setting.sampler)
+    narrow = bench.draw(model(), setting, KEY, **sizes, num_widths=3).result
+    for name in ("tokens", "status", "revealed_in", "rejected_token", "settled_in", "nfe"):
+        np.testing.assert_array_equal(getattr(narrow, name), getattr(wide, name), err_msg=name)
+    for name in ("accepted", "rejected", "unverified", "trunk_passes", "verify_rounds"):
         np.testing.assert_array_equal(getattr(narrow, name), getattr(wide, name), err_msg=name)
     np.testing.assert_array_equal(np.sort(narrow.order), np.broadcast_to(np.arange(LENGTH), narrow.order.shape))
     inside = np.arange(LENGTH) < lengths[:, None]
     np.testing.assert_array_equal(narrow.order[inside], wide.order[inside])
+    # Every batch runs once before the clock starts.
+    assert seen[: len(seen) // 2] == seen[len(seen) // 2 :] and {width for width, _ in seen} == {3, 6, 8}
+    assert all(width - 3 < max(rows) <= width for width, rows in seen)
+    in_turn = [row for _, rows in seen[: len(seen) // 2] for row in rows]
+    assert in_turn == sorted(in_turn)
+
+
+@pytest.mark.parametrize("num_widths", [1, 3])
+def test_a_length_too_long(num_widths):
+    sizes = {"length": LENGTH, "num_samples": 2, "batch_size": 2, "lengths": np.array([3, LENGTH + 1])}
+    with pytest.raises(ValueError, match="lengths must lie between 1 and length = 8"):
+        bench.draw(model(), SETTINGS[0], KEY, **sizes, num_widths=num_widths)
 
 
 @pytest.mark.parametrize("name", ["num_samples", "batch_size", "num_widths"])

@@ -60,7 +60,7 @@ def test_a_plain_network_has_no_rounds():
     """They are not measured, and not asked for by the plain sampler's windows."""
     plain = tuning.measure(MODEL.replace(trunk_cost=1.0, verify_cost=0.0), TOKENS, KEY, batch_size=6)
     assert plain.rounds_DxS is None and best_windows(plain, 2.5, plain=True).nfe <= 2.5
-    with pytest.raises(ValueError, match="knows no rounds with shared noise"):
+    with pytest.raises(ValueError, match="is of a plain network, which has no verify rounds"):
         best_windows(plain, 2.5, shared_noise=True)
 
 

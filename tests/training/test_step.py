@@ -208,6 +208,17 @@ def test_an_update_that_is_not_finite_is_told():
     assert not metrics["finite"]
 
 
+def test_muon_reads_the_causal_part_as_the_trunk():
+    """Kernel by kernel, though its blocks are named as those of another layout."""
+    _, _, current, _, _ = make(model__n_causal=2)
+    found = optimizer.muon_dimensions(current.params)
+    trunk = found["trunk_blocks"]["blocks"]
+    for block in ("blocks_0", "blocks_1"):
+        for part, kernels in (("attention", ("qkv", "out")), ("mlp", ("up", "down"))):
+            for name in kernels:
+                assert found["causal"][block][part][name] == trunk[part][name] is not None
+
+
 def test_muon_trains():
     _, run, current, tokens, key = make(optimizer__name="muon")
     losses = []
