@@ -39,6 +39,8 @@ from ssmd_jax.training.optimizer import make_optimizer, make_schedule
 from ssmd_jax.training.terminal import say
 
 RESULTS_FILE = "training.json"
+# Of the tokens shown, replaced to see whether wrong ones are corrected.
+HELD_OUT_SHARE = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,6 +169,22 @@ def corrupt(key: jax.Array, answers_BxG: jax.Array, share: float) -> jax.Array:
     return jnp.where(is_wrong_BxG, answers_BxG[other_BxG, jnp.arange(size)], answers_BxG)
 
 
+def answer_logits(params, config: BidirectionalConfig, tokens_BxL, start_B, seen_BxG) -> jax.Array:
+    """What the network says of an answer, float32 `[B, G, V]`.
+
+    Args:
+        params, config: of the network.
+        tokens_BxL: int32, of which the question is read.
+        start_B: where it begins; what is before is padding.
+        seen_BxG: int32, what stands in the place of the answer.
+    """
+    network, size = BidirectionalTransformer(config), seen_BxG.shape[1]
+    shown_BxL = jnp.concatenate([tokens_BxL[:, :-size], seen_BxG], axis=1)
+    real_BxL = jnp.arange(tokens_BxL.shape[1])[None] >= start_B[:, None]
+    h_BxLxC, _ = network.apply({"params": params}, shown_BxL, None, None, real_BxL, method="hidden")
+    return network.apply({"params": params}, h_BxLxC[:, -size:], method="logits")
+
+
 def masked_loss(
     params, config: BidirectionalConfig, tokens_BxL, start_B, masked_BxG, ratio_Bx1, shown_BxG=None
 ) -> jax.Array:
@@ -182,13 +200,10 @@ def masked_loss(
         shown_BxG: int32, what the network sees of answer tokens that are not masked; these are then learnt as well,
             with weight 1, and the loss is a bound no more. None for the tokens themselves, which are not learnt.
     """
-    network, (batch, size) = BidirectionalTransformer(config), masked_BxG.shape
+    batch, size = masked_BxG.shape
     answers_BxG = tokens_BxL[:, -size:]
     seen_BxG = jnp.where(masked_BxG, config.mask_id, answers_BxG if shown_BxG is None else shown_BxG)
-    shown_BxL = jnp.concatenate([tokens_BxL[:, :-size], seen_BxG], axis=1)
-    real_BxL = jnp.arange(tokens_BxL.shape[1])[None] >= start_B[:, None]
-    h_BxLxC, _ = network.apply({"params": params}, shown_BxL, None, None, real_BxL, method="hidden")
-    logits_BxGxV = network.apply({"params": params}, h_BxLxC[:, -size:], method="logits")
+    logits_BxGxV = answer_logits(params, config, tokens_BxL, start_B, seen_BxG)
     nll_BxG = optax.softmax_cross_entropy_with_integer_labels(logits_BxGxV, answers_BxG)
     return jnp.sum(jnp.where(masked_BxG, nll_BxG / ratio_Bx1, 0.0 if shown_BxG is None else nll_BxG)) / (batch * size)
 
@@ -247,18 +262,42 @@ def train_steps(
 _held_out_loss = jax.jit(batch_loss, static_argnames="experiment")
 
 
+def _held_out(experiment: Experiment):
+    """Batches of held-out problems: `(tokens_BxL, start_B, key)`, those beyond a multiple of the batch left out."""
+    found = list(arithmetic.problems("test", experiment.num_held_out, experiment.seed, experiment.digits))
+    tokens_NxL, start_N = arithmetic.rows(found, experiment.prompt_length, experiment.gen_length)
+    size, key = min(experiment.batch_size, len(found)), keys.stream(jax.random.key(experiment.seed), "held out")
+    for first in range(0, len(found) - size + 1, size):
+        part = slice(first, first + size)
+        yield tokens_NxL[part], start_N[part], jax.random.fold_in(key, first)
+
+
 def held_out_loss(params, experiment: Experiment) -> tuple[float, float]:
     """LLaDA's loss on held-out problems, and its standard error over batches (nan where there is one)."""
     experiment = dataclasses.replace(experiment, corrupted=0.0)
-    found = list(arithmetic.problems("test", experiment.num_held_out, experiment.seed, experiment.digits))
-    tokens_NxL, start_N = arithmetic.rows(found, experiment.prompt_length, experiment.gen_length)
-    size = min(experiment.batch_size, len(found))
-    key, losses = keys.stream(jax.random.key(experiment.seed), "held out"), []
-    for first in range(0, len(found) - size + 1, size):
-        part, batch_key = slice(first, first + size), jax.random.fold_in(key, first)
-        losses.append(float(_held_out_loss(params, experiment, tokens_NxL[part], start_N[part], batch_key)))
+    losses = [float(_held_out_loss(params, experiment, *batch)) for batch in _held_out(experiment)]
     error = float(np.std(losses, ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
     return float(np.mean(losses)), error
+
+
+@functools.partial(jax.jit, static_argnames="experiment")
+def _corrections(params, experiment: Experiment, tokens_BxL, start_B, key) -> jax.Array:
+    """Numbers of tokens: wrong ones, those of them said right; right ones, those of them said right."""
+    tokens_BxL = tokens_BxL.astype(jnp.int32)
+    answers_BxG = tokens_BxL[:, -experiment.gen_length :]
+    seen_BxG = corrupt(key, answers_BxG, HELD_OUT_SHARE)
+    is_said_BxG = answer_logits(params, experiment.model, tokens_BxL, start_B, seen_BxG).argmax(axis=-1) == answers_BxG
+    is_wrong_BxG = seen_BxG != answers_BxG
+    return jnp.stack([jnp.stack([which.sum(), (which & is_said_BxG).sum()]) for which in (is_wrong_BxG, ~is_wrong_BxG)])
+
+
+def corrections(params, experiment: Experiment) -> tuple[float, float]:
+    """What a verifier that sees the drafts does: shares of wrong tokens corrected, and of right ones kept.
+
+    Held-out answers are seen whole, with `HELD_OUT_SHARE` of the tokens replaced as by `corrupt`.
+    """
+    counts = sum(np.asarray(_corrections(params, experiment, *batch)) for batch in _held_out(experiment))
+    return tuple(float(said / all_ if all_ else math.nan) for all_, said in counts)
 
 
 def training_rows(experiment: Experiment) -> arithmetic.Rows:
@@ -282,7 +321,8 @@ def train(config, output: os.PathLike | str, say: Callable[[str], None] = say) -
     Returns:
         `steps`, `loss` (of the last call; no bound with `corrupted`), `held_out_loss` with its standard error,
         `parameters`, `seconds` of all and `seconds_per_step` (compilation apart, nan where the first call was the only
-        one), `output`.
+        one), shares of wrong tokens `corrected` and of right ones `kept` as by `corrections` (None where there were
+        none), `output`.
 
     Raises:
         ValueError: bad settings, or a folder that holds a model.
@@ -307,6 +347,7 @@ def train(config, output: os.PathLike | str, say: Callable[[str], None] = say) -
     timed_steps = (calls - 1) * experiment.log_every
     per_step = (now - first_end) / timed_steps if timed_steps else math.nan
     value, error = held_out_loss(state.ema_params, experiment)
+    corrected, kept = corrections(state.ema_params, experiment)
     # In the dtype of computation: no decoder reads more of it.
     saved = jax.tree.map(lambda x: x.astype(experiment.model.compute_dtype), state.ema_params)
     pretrained.save(folder, MaskedLanguageModel(saved, experiment.model))
@@ -316,6 +357,8 @@ def train(config, output: os.PathLike | str, say: Callable[[str], None] = say) -
         "loss": loss,
         "held_out_loss": value,
         "held_out_loss_standard_error": None if math.isnan(error) else error,
+        "corrected": None if math.isnan(corrected) else corrected,
+        "kept": None if math.isnan(kept) else kept,
         "parameters": parameters,
         "seconds": time.perf_counter() - began,
         "seconds_per_step": None if math.isnan(per_step) else per_step,

@@ -73,6 +73,23 @@ def test_wrong_tokens():
     np.testing.assert_array_equal(masked_lm.corrupt(jax.random.key(0), answers_BxG, 0.0), answers_BxG)
 
 
+def test_corrections_are_counted(monkeypatch):
+    """Of a network that repeats what it sees no wrong token is corrected, and every right one kept; of one that knows
+    the answers, all."""
+
+    def repeating(params, config, tokens_BxL, start_B, seen_BxG):
+        return jax.nn.one_hot(seen_BxG, characters.VOCAB_SIZE)
+
+    def knowing(params, config, tokens_BxL, start_B, seen_BxG):
+        return jax.nn.one_hot(tokens_BxL[:, -64:], characters.VOCAB_SIZE)
+
+    for said, wanted in ((repeating, (0.0, 1.0)), (knowing, (1.0, 1.0))):
+        monkeypatch.setattr(masked_lm, "answer_logits", said)
+        masked_lm._corrections.clear_cache()
+        assert masked_lm.corrections({}, EXPERIMENT) == wanted
+    masked_lm._corrections.clear_cache()
+
+
 @pytest.mark.parametrize(("corrupted", "least", "most"), [(0.1, 0.9, 1.0), (0.0, 0.0, 0.4)])
 def test_a_network_learns_to_correct_what_it_sees(corrupted, least, most):
     """Shown one wrong token in an answer known by heart, it says the right one; by LLaDA's loss alone it does not."""
@@ -85,22 +102,19 @@ def test_a_network_learns_to_correct_what_it_sees(corrupted, least, most):
     state = masked_lm.init_state(jax.random.key(0), experiment=experiment)
     rows = (jnp.asarray(tokens_BxL, jnp.uint8), jnp.asarray(start_B))
     state, _ = masked_lm.train_steps(state, *rows, jax.random.key(1), experiment=experiment)
-    # Wherever the two answers differ, one of them with the other's token there.
+    # Wherever the two answers differ, one of them with the other's token there, and then with a mask.
     row_N, place_N = np.nonzero(tokens_BxL[:, -64:] != tokens_BxL[::-1, -64:])
-    shown_NxL, each_N = tokens_BxL[row_N], np.arange(len(row_N))
-    shown_NxL[each_N, place_N - 64] = tokens_BxL[1 - row_N, place_N - 64]
-    network = masked_lm.BidirectionalTransformer(experiment.model)
-    real_NxL = np.arange(shown_NxL.shape[1]) >= start_B[row_N, None]
+    answers_NxG, each_N = tokens_BxL[row_N, -64:], np.arange(len(row_N))
 
-    def share_right() -> float:
-        h_NxLxC, _ = network.apply({"params": state.params}, shown_NxL, None, None, real_NxL, method="hidden")
-        logits_NxGxV = network.apply({"params": state.params}, h_NxLxC[:, -64:], method="logits")
-        return np.mean(logits_NxGxV.argmax(axis=-1)[each_N, place_N] == tokens_BxL[row_N, place_N - 64])
+    def share_right(token_N) -> float:
+        seen_NxG = answers_NxG.copy()
+        seen_NxG[each_N, place_N] = token_N
+        logits = masked_lm.answer_logits(state.params, experiment.model, tokens_BxL[row_N], start_B[row_N], seen_NxG)
+        return np.mean(logits[each_N, place_N].argmax(axis=-1) == answers_NxG[each_N, place_N])
 
-    assert least <= share_right() <= most
+    assert least <= share_right(tokens_BxL[1 - row_N, place_N - 64]) <= most
     # Both know it by heart.
-    shown_NxL[each_N, place_N - 64] = characters.MASK_ID
-    assert share_right() > 0.9
+    assert share_right(characters.MASK_ID) > 0.9
 
 
 def test_muon_takes_every_kernel_of_the_blocks():
