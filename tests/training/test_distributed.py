@@ -123,7 +123,8 @@ def test_two_processes_train_and_one_goes_on(corpus, alone, tmp_path):
         pattern = rf"process {n} of 2 on \S+: 2 x cpu \(.*\), rows {4 * n} to {4 * n + 3} of each batch of 8, "
         assert re.fullmatch(pattern + "mesh data 2 x fsdp 2 x tensor 1", hello(err)), err
     assert "step 2" in err_0
-    assert [line for line in err_1.splitlines() if "[Gloo]" not in line] == [hello(err_1)]
+    # Gloo's threads write over each other, and a line of theirs may begin anywhere.
+    assert [line for line in err_1.splitlines() if "[Gloo]" not in line and "peer ranks" not in line] == [hello(err_1)]
     finish([start(tmp_path, corpus, devices=1)])
     assert_same_curve(tmp_path, alone)
 
