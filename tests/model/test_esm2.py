@@ -10,7 +10,7 @@ import pytest
 from flax import linen as nn
 
 from ssmd_jax.diffusion.window import LinearWindow
-from ssmd_jax.model import esm2, esm2_weights
+from ssmd_jax.model import esm2, esm2_weights, layers
 from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.model.networks import make_network
@@ -151,6 +151,19 @@ def test_draft_equals_the_twin_in_sequence_order(token_dropout, num_revealed):
         np.testing.assert_allclose(all_ids[b, :n], expected, atol=1e-4)
         np.testing.assert_allclose(letters[b, :n, 4:24], expected[:, 4:24], atol=1e-4)
     assert (np.delete(letters, np.arange(4, 24), axis=2) < -1e8).all() and np.isfinite(letters).all()
+
+
+@pytest.mark.parametrize(
+    "module", [esm2.Attention(CONFIG, 1.0), layers.SelfAttention(2, 8, jnp.float32, 1.0)], ids=["esm2", "ours"]
+)
+def test_the_output_is_one_product_over_heads_and_channels_as_they_lie(module):
+    """In another order of the two the CPU would copy the kernel, transposed, in every pass."""
+    x_BxDxC = jnp.zeros((2, 4, CONFIG.width))
+    attend = lambda q, k, v: q + k + v
+    variables = module.init(jax.random.key(0), x_BxDxC, attend)
+    jaxpr = jax.make_jaxpr(lambda x: module.apply(variables, x, attend))(x_BxDxC).jaxpr
+    products = [eqn.params["dimension_numbers"][0] for eqn in jaxpr.eqns if eqn.primitive.name == "dot_general"]
+    assert products[-1] == ((2, 3), (0, 1))
 
 
 def test_full_rows_need_no_lengths():
