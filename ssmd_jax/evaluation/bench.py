@@ -15,6 +15,7 @@ from ssmd_jax.evaluation.settings import WINDOWED, Setting
 from ssmd_jax.evaluation.statistics import Estimate, mean
 from ssmd_jax.sampling import registry
 from ssmd_jax.sampling.canvas import SampleResult
+from ssmd_jax.sampling.sizes import even_sizes
 
 
 class Row(NamedTuple):
@@ -112,7 +113,6 @@ def draw(
     )
     lengths_N = np.resize(length if lengths is None else lengths, num_batches * batch_size)
     by_length_N = np.argsort(lengths_N, kind="stable") if num_widths > 1 else np.arange(len(lengths_N))
-    widths = [-(-length * part // num_widths) for part in range(1, num_widths + 1)]
 
     sample = registry.sample_of(setting.sampler)
     extra = {} if setting.critic is None else {"critic": setting.critic}
@@ -121,7 +121,7 @@ def draw(
         rows = by_length_N[n * batch_size : (n + 1) * batch_size]
         longest = lengths_N[rows].max()
         # What is longer than `length` the sampler refuses.
-        width = next((width for width in widths if width >= longest), length)
+        width = next((width for width in even_sizes(length, num_widths) if width >= longest), length)
         return sample(
             model,
             keys[rows],

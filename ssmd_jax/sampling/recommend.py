@@ -88,14 +88,14 @@ def best_windows(
     nll_DxS, rejections_DxS = np.array(profile.target_nll_DxS), np.array(profile.rejections_DxS)
     if tie_first:
         nll_DxS[:, 0], rejections_DxS[:, 0] = profile.draft_nll_DxS[:, 0], 0.0
-    if shared_noise and not profile.verify_cost:
-        raise ValueError("the profile is of a plain network, which has no verify rounds to share noise with")
-    if shared_noise and profile.rounds_DxS is None:
-        raise ValueError("the profile knows no rounds with shared noise: measure it again by launch/tune.py")
-    if shared_noise:
-        cost_DxS = schedule.shared_noise_costs(profile.rounds_DxS, profile.trunk_cost, profile.verify_cost)
-    else:
+    if not shared_noise:
         cost_DxS = schedule.window_costs(rejections_DxS, nll_DxS.shape, profile.trunk_cost, profile.verify_cost)
+    elif not profile.verify_cost:
+        raise ValueError("the profile is of a plain network, which has no verify rounds to share noise with")
+    elif profile.rounds_DxS is None:
+        raise ValueError("the profile knows no rounds with shared noise: measure it again by launch/tune.py")
+    else:
+        cost_DxS = schedule.shared_noise_costs(profile.rounds_DxS, profile.trunk_cost, profile.verify_cost)
     return schedule.schedule_within(nll_DxS, cost_DxS, budget_nfe)
 
 

@@ -1,4 +1,5 @@
-"""A few static sizes for windows that grow while sampling: a pass pays for the smallest that holds its windows."""
+"""A few static sizes, for windows that grow while sampling and for rows of many lengths: the smallest that holds all is
+paid for."""
 
 from collections.abc import Callable
 
@@ -17,6 +18,12 @@ def static_sizes(size: int) -> tuple[int, ...]:
     if size < LEAST:
         return (size,)
     return tuple(sorted({-(-size // divisor) for divisor in DIVISORS} | {size}))
+
+
+def even_sizes(largest: int, count: int, multiple: int = 1) -> tuple[int, ...]:
+    """At most `count` sizes up to `largest`, evenly spaced, multiples of `multiple`, ascending."""
+    units = largest // multiple
+    return tuple(sorted({-(-units * n // count) * multiple for n in range(1, count + 1)}))
 
 
 def at_size(sizes: tuple[int, ...], needed: jax.Array, function: Callable, *operands):

@@ -164,9 +164,9 @@ def corrupt(key: jax.Array, answers_BxG: jax.Array, share: float) -> jax.Array:
     """
     batch, size = answers_BxG.shape
     other_BxG = jax.random.randint(keys.stream(key, "other rows"), (batch, size), 0, batch)
-    is_wrong_BxG = jax.random.uniform(keys.stream(key, "wrong"), (batch, size)) < share
-    is_wrong_BxG &= jnp.arange(batch)[:, None] % 2 == 1
-    return jnp.where(is_wrong_BxG, answers_BxG[other_BxG, jnp.arange(size)], answers_BxG)
+    is_replaced_BxG = jax.random.uniform(keys.stream(key, "wrong"), (batch, size)) < share
+    is_replaced_BxG &= jnp.arange(batch)[:, None] % 2 == 1
+    return jnp.where(is_replaced_BxG, answers_BxG[other_BxG, jnp.arange(size)], answers_BxG)
 
 
 def answer_logits(params, config: BidirectionalConfig, tokens_BxL, start_B, seen_BxG) -> jax.Array:
@@ -262,20 +262,19 @@ def train_steps(
 _held_out_loss = jax.jit(batch_loss, static_argnames="experiment")
 
 
-def _held_out(experiment: Experiment):
+def held_out(experiment: Experiment) -> list[tuple[np.ndarray, np.ndarray, jax.Array]]:
     """Batches of held-out problems: `(tokens_BxL, start_B, key)`, those beyond a multiple of the batch left out."""
     found = list(arithmetic.problems("test", experiment.num_held_out, experiment.seed, experiment.digits))
     tokens_NxL, start_N = arithmetic.rows(found, experiment.prompt_length, experiment.gen_length)
     size, key = min(experiment.batch_size, len(found)), keys.stream(jax.random.key(experiment.seed), "held out")
-    for first in range(0, len(found) - size + 1, size):
-        part = slice(first, first + size)
-        yield tokens_NxL[part], start_N[part], jax.random.fold_in(key, first)
+    firsts = range(0, len(found) - size + 1, size)
+    return [(tokens_NxL[n : n + size], start_N[n : n + size], jax.random.fold_in(key, n)) for n in firsts]
 
 
-def held_out_loss(params, experiment: Experiment) -> tuple[float, float]:
-    """LLaDA's loss on held-out problems, and its standard error over batches (nan where there is one)."""
+def held_out_loss(params, experiment: Experiment, batches) -> tuple[float, float]:
+    """LLaDA's loss on `held_out` batches, and its standard error over them (nan where there is one)."""
     experiment = dataclasses.replace(experiment, corrupted=0.0)
-    losses = [float(_held_out_loss(params, experiment, *batch)) for batch in _held_out(experiment)]
+    losses = [float(_held_out_loss(params, experiment, *batch)) for batch in batches]
     error = float(np.std(losses, ddof=1)) / math.sqrt(len(losses)) if len(losses) > 1 else math.nan
     return float(np.mean(losses)), error
 
@@ -291,12 +290,12 @@ def _corrections(params, experiment: Experiment, tokens_BxL, start_B, key) -> ja
     return jnp.stack([jnp.stack([which.sum(), (which & is_said_BxG).sum()]) for which in (is_wrong_BxG, ~is_wrong_BxG)])
 
 
-def corrections(params, experiment: Experiment) -> tuple[float, float]:
+def corrections(params, experiment: Experiment, batches) -> tuple[float, float]:
     """What a verifier that sees the drafts does: shares of wrong tokens corrected, and of right ones kept.
 
-    Held-out answers are seen whole, with `HELD_OUT_SHARE` of the tokens replaced as by `corrupt`.
+    Answers of `held_out` batches are seen whole, with `HELD_OUT_SHARE` of the tokens replaced as by `corrupt`.
     """
-    counts = sum(np.asarray(_corrections(params, experiment, *batch)) for batch in _held_out(experiment))
+    counts = sum(np.asarray(_corrections(params, experiment, *batch)) for batch in batches)
     return tuple(float(said / all_ if all_ else math.nan) for all_, said in counts)
 
 
@@ -346,22 +345,24 @@ def train(config, output: os.PathLike | str, say: Callable[[str], None] = say) -
         say(f"step {int(state.step)}: loss {loss:.4f}, {now - began:.1f} s")
     timed_steps = (calls - 1) * experiment.log_every
     per_step = (now - first_end) / timed_steps if timed_steps else math.nan
-    value, error = held_out_loss(state.ema_params, experiment)
-    corrected, kept = corrections(state.ema_params, experiment)
+    batches = held_out(experiment)
+    value, error = held_out_loss(state.ema_params, experiment, batches)
+    corrected, kept = corrections(state.ema_params, experiment, batches)
     # In the dtype of computation: no decoder reads more of it.
     saved = jax.tree.map(lambda x: x.astype(experiment.model.compute_dtype), state.ema_params)
     pretrained.save(folder, MaskedLanguageModel(saved, experiment.model))
     characters.write_tokenizer(folder)
+    known = lambda figure: None if math.isnan(figure) else figure
     result = {
         "steps": experiment.num_steps,
         "loss": loss,
         "held_out_loss": value,
-        "held_out_loss_standard_error": None if math.isnan(error) else error,
-        "corrected": None if math.isnan(corrected) else corrected,
-        "kept": None if math.isnan(kept) else kept,
+        "held_out_loss_standard_error": known(error),
+        "corrected": known(corrected),
+        "kept": known(kept),
         "parameters": parameters,
         "seconds": time.perf_counter() - began,
-        "seconds_per_step": None if math.isnan(per_step) else per_step,
+        "seconds_per_step": known(per_step),
         "output": str(folder),
     }
     content = {"experiment": dataclasses.asdict(experiment), "result": result}

@@ -86,7 +86,7 @@ def test_corrections_are_counted(monkeypatch):
     for said, wanted in ((repeating, (0.0, 1.0)), (knowing, (1.0, 1.0))):
         monkeypatch.setattr(masked_lm, "answer_logits", said)
         masked_lm._corrections.clear_cache()
-        assert masked_lm.corrections({}, EXPERIMENT) == wanted
+        assert masked_lm.corrections({}, EXPERIMENT, masked_lm.held_out(EXPERIMENT)) == wanted
     masked_lm._corrections.clear_cache()
 
 

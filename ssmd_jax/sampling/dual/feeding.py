@@ -11,6 +11,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ssmd_jax.sampling.sizes import even_sizes
+
 
 class View(NamedTuple):
     """What a choice may depend on. `L` positions: prompt, then the text to generate.
@@ -72,12 +74,6 @@ class Feeding:
         return 1
 
 
-def _even_sizes(largest: int, buckets: int, multiple: int = 1) -> tuple[int, ...]:
-    """`buckets` sizes up to `largest`, evenly spaced, multiples of `multiple`."""
-    units = largest // multiple
-    return tuple(sorted({-(-units * n // buckets) * multiple for n in range(1, buckets + 1)}))
-
-
 def _require_counts(feeding: Feeding, *fields: str) -> None:
     """Raises `ValueError` unless these fields are whole numbers of at least 1."""
     for field in fields:
@@ -102,7 +98,7 @@ class Prefix(Feeding):
         _require_counts(self, "buckets")
 
     def sizes(self, gen_length, block_length, steps):
-        return _even_sizes(gen_length, self.buckets, block_length)
+        return even_sizes(gen_length, self.buckets, block_length)
 
     def is_full(self, step):
         return step == 0
@@ -146,7 +142,7 @@ class Settled(Feeding):
         _require_counts(self, "refresh", "buckets")
 
     def sizes(self, gen_length, block_length, steps):
-        return _even_sizes(gen_length, self.buckets)
+        return even_sizes(gen_length, self.buckets)
 
     def is_full(self, step):
         return (step < 2) | (step % self.refresh == 0)
@@ -239,7 +235,7 @@ class ShiftedSettled(Feeding):
 
     def sizes(self, gen_length, block_length, steps):
         # One more: the prompt's last position predicts the first token to generate.
-        return tuple(size + 1 for size in _even_sizes(gen_length, self.buckets))
+        return tuple(size + 1 for size in even_sizes(gen_length, self.buckets))
 
     def is_full(self, step):
         return step == 0 if self.freeze_prompt else step % self.refresh == 0
