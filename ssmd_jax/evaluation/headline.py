@@ -1,7 +1,8 @@
 """How much less a model costs than a baseline at equal quality, from what `launch/evaluate.py` wrote of both.
 
 The baseline's points at chosen numbers of trunk passes name the qualities; the candidate's cost there is interpolated
-on its curve, linearly in the logarithm of the cost.
+on its curve, linearly in the logarithm of the cost. Settings of one kind are a curve (`plot.curve_name`: fixed or best
+windows, how drafts are verified); of several the one that is cheapest there counts.
 """
 
 import itertools
@@ -73,20 +74,30 @@ def gain(baseline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], cost: s
 
     Args:
         baseline: the setting, an entry of "samplers".
-        rows: the candidate's settings.
+        rows: the candidate's settings; those without this cost are left out.
         cost: one of `COSTS`.
 
     Returns:
-        A `Gain`; its ratio is nan where the candidate's curve does not reach the quality from both sides.
+        A `Gain`; its ratio is nan where no curve of the candidate reaches the quality from both sides.
     """
+    kinds: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        if row.get(cost) is not None:
+            kinds.setdefault(plot.curve_name(row), []).append(row)
+    found = [each for each in (_gain_on_curve(baseline, kind, cost) for kind in kinds.values()) if each is not None]
+    nothing = Gain(_point(baseline, cost), math.nan, Estimate(math.nan, math.nan), math.nan, ("", ""))
+    return max(found, key=lambda each: each.ratio.value, default=nothing)
+
+
+def _gain_on_curve(baseline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], cost: str) -> Gain | None:
+    """The gain with settings of one kind; None where they do not reach the quality from both sides."""
     point, points = _point(baseline, cost), curve(rows, cost)
     quality = point.quality.value
     for low, high in itertools.pairwise(points):
         if low.quality.value <= quality <= high.quality.value:
             break
     else:
-        nothing = Estimate(math.nan, math.nan)
-        return Gain(point, math.nan, nothing, math.nan, ("", ""))
+        return None
     step = high.quality.value - low.quality.value
     share = (quality - low.quality.value) / step
     slope = (math.log(high.cost) - math.log(low.cost)) / step
@@ -106,7 +117,7 @@ def gain(baseline: Mapping[str, Any], rows: Sequence[Mapping[str, Any]], cost: s
 def gains(
     baseline_rows: Sequence[Mapping[str, Any]], rows: Sequence[Mapping[str, Any]], points: Sequence[int | str] = PASSES
 ) -> dict[str, list[Gain]]:
-    """The gains at some of the baseline's settings, for every cost that all settings have.
+    """The gains at some of the baseline's settings, for every cost that these and some of the candidate's have.
 
     Args:
         baseline_rows: the baseline's settings.
@@ -123,7 +134,8 @@ def gains(
             what = f"setting {point}" if isinstance(point, str) else f"setting with {point} trunk passes"
             raise ValueError(f"the baseline has no {what}")
         chosen.append(near[0])
-    known = [cost for cost in COSTS if all(row.get(cost) is not None for row in (*chosen, *rows))]
+    has = lambda row, cost: row.get(cost) is not None
+    known = [cost for cost in COSTS if all(has(row, cost) for row in chosen) and any(has(row, cost) for row in rows)]
     return {cost: [gain(row, rows, cost) for row in chosen] for cost in known}
 
 

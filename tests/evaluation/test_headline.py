@@ -67,6 +67,17 @@ def test_points_that_a_cheaper_one_beats_are_left_out():
     assert [p.label for p in headline.curve([worse, *CANDIDATE], "nfe")] == [f"speculative {n}" for n in (4, 8, 16, 32)]
 
 
+def test_kinds_of_settings_are_curves_of_their_own():
+    """A dearer kind changes nothing, even where its points would lie on a curve through both; a cheaper one counts."""
+    dearer = [row("speculative", f"best{n}", n, n, 0.1 * math.log2(n) + 0.001) for n in (12, 24)]
+    alone = headline.gain(BASELINE[1], CANDIDATE, "nfe")
+    assert headline.gain(BASELINE[1], [*CANDIDATE, {**dearer[0], "nfe": {"value": 15.9}}], "nfe") == alone
+    cheaper = [row("speculative", f"best{n}", n, n / 2, 0.1 * math.log2(n)) for n in (8, 16)]
+    both = headline.gain(BASELINE[1], [*CANDIDATE, *cheaper], "nfe")
+    assert both.ratio.value == pytest.approx(2 * alone.ratio.value)
+    assert both.between == ("speculative best8", "speculative best16")
+
+
 def test_out_of_reach_is_no_number():
     gain = headline.gain(row("plain", "256", 256, 256, 0.9), CANDIDATE, "nfe")
     assert math.isnan(gain.ratio.value) and math.isnan(gain.cost)
