@@ -29,12 +29,12 @@ def test_train_then_decode(tmp_path):
     points, picture = tmp_path / "points", tmp_path / "pareto.png"
     line = [*(f"--{name}={folder}" for name, folder in folders.items()), f"--output={points}", "--dtype=float32"]
     line += ["--num_problems=3", "--batch_size=2"]
-    lines = [[*line, "--methods=exact_match", f"--plot={picture}"], [*line, "--methods=greedy"], [*line, "--seed=1"]]
+    lines = [[*line, "--methods=top_k,shared trust", f"--plot={picture}"], [*line, "--methods=greedy"], [*line, "--seed=1"]]
     done, unknown, other = programs.run("arithmetic", lines)
     assert done[0] == 0 and len(done[1].splitlines()) == 1, done[2]
     results = programs.last_json(done[1])
     assert json.loads((points / "results.json").read_text()) == results
-    assert len(results["points"]) == 3 and picture.exists() and "ms a problem" in done[2]
+    assert len(results["points"]) == 4 and picture.exists() and "ms a problem" in done[2]
     for found in results["points"].values():
         assert 0 <= found["accuracy"] <= 1 and found["drafter_forwards"] > 0 and found["verifier_forwards"] > 0
     programs.check_refused(unknown, "greedy")

@@ -16,13 +16,14 @@ import numpy as np
 from ssmd_jax.data import arithmetic, characters
 from ssmd_jax.evaluation import statistics
 from ssmd_jax.evaluation.reasoning import answers, decoders, frontier, generator, journal
+from ssmd_jax.evaluation.reasoning.frontier import BOTH, SHARED
 from ssmd_jax.evaluation.reasoning.generator import Generated, Generator
 from ssmd_jax.model import pretrained
 from ssmd_jax.model.masked_lm import MaskedLanguageModel
 from ssmd_jax.training.terminal import say
 
 JOURNAL, RESULTS = "points.jsonl", "results.json"
-DRAFTER, VERIFIER, BOTH = "drafter", "verifier", "both"
+DRAFTER, VERIFIER = "drafter", "verifier"
 STEPS, CACHED_STEPS, THRESHOLDS = (8, 16, 32, 64), (16, 32, 64), (0.5, 0.7, 0.9, 0.97)
 RULES = (
     "trust_verifier",
@@ -39,6 +40,10 @@ RULES = (
 DRAFT_STEPS = (2, 6)
 # Of the drafter under a verifier, which sees what it is not sure of.
 DRAFT_THRESHOLD = 0.7
+# Where the verifier checks what its own caches made of it.
+SHARED_RULES = ("trust_verifier", "exact_match", "kl_divergence")
+# These reject by what the verifier says where it does not see the drafts.
+MASKED_RULES = ("exact_match", "kl_divergence")
 
 
 class Setting(NamedTuple):
@@ -46,7 +51,8 @@ class Setting(NamedTuple):
 
     Attributes:
         method: points of one method are drawn alike.
-        networks: "drafter", "verifier" or "both".
+        networks: "drafter" or "verifier" alone, "both", or "shared": the verifier checks drafts of its own, made with
+            caches.
         sampler: of `decoders.SAMPLERS`.
         arguments: as `decoders.make` takes them.
     """
@@ -89,7 +95,18 @@ def settings() -> list[Setting]:
             decoders.DUAL,
             pair | {"rule": rule, "draft_steps": DRAFT_STEPS[-1], "view": "masked"},
         )
-        for rule in ("exact_match", "kl_divergence")
+        for rule in MASKED_RULES
+    ]
+    found += [
+        Setting(
+            f"{decoders.DUAL} shared {rule}" + (", masked" if view == "masked" else ""),
+            SHARED,
+            decoders.DUAL,
+            pair | {"rule": rule, "draft_steps": draft_steps, "view": view},
+        )
+        for view, rules in (("visible", SHARED_RULES), ("masked", MASKED_RULES))
+        for rule in rules
+        for draft_steps in DRAFT_STEPS
     ]
     return found
 
@@ -164,7 +181,7 @@ def measure(
 
 def costs(pair: Pair, setting: Setting) -> tuple[float, float]:
     """Operations of a position fed to what drafts (or decodes alone), and to what verifies."""
-    drafts = pair.verifier if setting.networks == VERIFIER else pair.drafter
+    drafts = pair.verifier if setting.networks in (VERIFIER, SHARED) else pair.drafter
     return forward_flops(drafts), forward_flops(pair.verifier)
 
 

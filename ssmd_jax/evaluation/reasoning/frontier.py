@@ -1,4 +1,7 @@
-"""Which decoders of a pair of networks are worth their cost: accuracy against seconds, operations and forwards."""
+"""Which decoders of a pair of networks are worth their cost: accuracy against seconds, operations and forwards.
+
+DualDiffusion is held against all decoders that verify nothing.
+"""
 
 import math
 import os
@@ -15,7 +18,9 @@ COSTS = {
     "gflop": ("GFLOP a problem", 1.0),
     "forwards": ("forwards a problem", 1.0),
 }
-BOTH = "both"
+# What DualDiffusion drafts and verifies with: two networks, or one, with its caches and without.
+BOTH, SHARED = "both", "shared"
+VERIFIED = (BOTH, SHARED)
 
 
 def best_within(points: Sequence[Mapping[str, Any]], cost: str, most: float) -> Mapping[str, Any] | None:
@@ -24,20 +29,20 @@ def best_within(points: Sequence[Mapping[str, Any]], cost: str, most: float) -> 
 
 
 def margins(points: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """How far the points of both networks lie above those of either.
+    """How far the points of DualDiffusion lie above those of decoders that verify nothing.
 
     Args:
         points: of `arithmetic.measure`, with `id` and `networks`.
 
     Returns:
-        For each point of both networks and each cost, `id: cost` -> `margin`, its accuracy less that of the best point
-        of one network that costs no more, with its `standard_error` (that of independent samples, which overstates it:
-        both answered the same problems), and that point's `over`; None where none is as cheap.
+        For each point of DualDiffusion and each cost, `id: cost` -> `margin`, its accuracy less that of the best of the
+        others that costs no more, with its `standard_error` (that of independent samples, which overstates it: both
+        answered the same problems), and the other's id, `over`; None where none is as cheap.
     """
-    alone = [point for point in points if point["networks"] != BOTH]
+    alone = [point for point in points if point["networks"] not in VERIFIED]
     found = {}
     for point in points:
-        if point["networks"] != BOTH:
+        if point["networks"] not in VERIFIED:
             continue
         for cost in COSTS:
             rival = best_within(alone, cost, point[cost])
@@ -65,7 +70,7 @@ def frontier(points: Sequence[Mapping[str, Any]], cost: str) -> list[Mapping[str
 def plot(points: Sequence[Mapping[str, Any]], path: os.PathLike | str) -> None:
     """Draws accuracy with two standard errors against each cost, a line through the points of a method.
 
-    The grey line is the frontier of the points of one network.
+    The grey line is the frontier of the points that verify nothing.
 
     Args:
         points: as in `margins`.
@@ -82,7 +87,7 @@ def plot(points: Sequence[Mapping[str, Any]], path: os.PathLike | str) -> None:
     panels = figure.subplots(1, len(COSTS), sharey=True)
     methods = list(dict.fromkeys(point["method"] for point in points))
     colours = {method: colormaps["tab20"](n % 20) for n, method in enumerate(methods)}
-    alone = [point for point in points if point["networks"] != BOTH]
+    alone = [point for point in points if point["networks"] not in VERIFIED]
     for axes, (cost, (label, scale)) in zip(panels, COSTS.items(), strict=True):
         edge = frontier(alone, cost)
         costs = [scale * point[cost] for point in edge]
@@ -93,8 +98,8 @@ def plot(points: Sequence[Mapping[str, Any]], path: os.PathLike | str) -> None:
                 [scale * point[cost] for point in these],
                 [point["accuracy"] for point in these],
                 yerr=[2 * (point["accuracy_standard_error"] or 0.0) for point in these],
-                marker="s" if these[0]["networks"] == BOTH else "o",
-                linestyle="-" if these[0]["networks"] != BOTH else ":",
+                marker="s" if these[0]["networks"] in VERIFIED else "o",
+                linestyle=":" if these[0]["networks"] in VERIFIED else "-",
                 color=colours[method],
                 label=method,
             )

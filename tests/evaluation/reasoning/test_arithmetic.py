@@ -72,7 +72,7 @@ def test_points_are_what_the_samplers_give_one_problem_at_a_time():
     cost = [arithmetic.forward_flops(model) for model in pair]
     parameters = sum(x.size for x in jax.tree.leaves(pair.drafter.params))
     assert cost[0] == 2 * (parameters - CONFIG.vocab_size * CONFIG.width)
-    for setting in (alone, both):
+    for setting in (alone, both, both._replace(networks="shared")):
         made, flops = [], 0.0
         for problem in asked:
             key, prompt = jax.random.key(9), [characters.encode(problem.question)]
@@ -80,8 +80,9 @@ def test_points_are_what_the_samplers_give_one_problem_at_a_time():
                 one = decode.sample(pair.verifier, key, presets.llada(16, 8, 4, eos_id=characters.EOS_ID), prompt)
                 flops += cost[1] * int(one.drafter_positions[0])
             else:
-                one = dualdiffusion.sample(pair.verifier, key, dual, prompt, drafter=pair.drafter)
-                flops += cost[0] * int(one.drafter_positions[0]) + cost[1] * int(one.verifier_positions[0])
+                drafter, cheap = (pair.drafter, cost[0]) if setting is both else (None, cost[1])
+                one = dualdiffusion.sample(pair.verifier, key, dual, prompt, drafter=drafter)
+                flops += cheap * int(one.drafter_positions[0]) + cost[1] * int(one.verifier_positions[0])
             made.append(one)
         found = arithmetic.measure(pair, setting, asked, **shapes)
         for name in ("drafter_forwards", "verifier_forwards"):
@@ -95,7 +96,7 @@ def test_every_setting_is_one_of_the_decoders():
     assert len({setting.name for setting in found}) == len(found)
     for setting in found:
         decoders.make(setting.sampler, {"gen_length": 64, "block_length": 32, **setting.arguments}, characters.EOS_ID)
-        assert (setting.networks == "both") == (setting.sampler == decoders.DUAL)
+        assert (setting.networks in ("both", "shared")) == (setting.sampler == decoders.DUAL)
     used = {setting.arguments["rule"] for setting in found if setting.networks == "both"}
     assert used == set(rules.RULES) - {"no_verification"}, "that one is the drafter alone"
 
@@ -120,12 +121,12 @@ def test_a_run_is_taken_up_where_it_stopped(folders, tmp_path, monkeypatch):
         run(methods=["drafter alone", "exact_match"])
     assert len(said) == 3
     found = run(methods=["drafter alone", "exact_match"])
-    # One point was lost; three are not measured again, of seven.
-    assert len(found["points"]) == 7 and len(said) == 7 and next(counter) == 8
+    # One point was lost; three are not measured again, of eleven.
+    assert len(found["points"]) == 11 and len(said) == 11 and next(counter) == 12
     assert all(point["accuracy"] == 1 for point in found["points"].values())
     assert json.loads((tmp_path / "points" / arithmetic.RESULTS).read_text()) == found
     more = run(methods=["dkv"])
-    assert len(more["points"]) == 10 and len(more["margins"]) == 3 * 3
+    assert len(more["points"]) == 14 and len(more["margins"]) == 7 * 3
     with pytest.raises(ValueError, match="was made with num_problems 5, not 6"):
         arithmetic.evaluate(*folders, tmp_path / "points", num_problems=6, dtype="float32", methods=["dkv"])
 
@@ -163,7 +164,7 @@ def test_margins_and_frontier():
         point("b1", 0.9, 4.0),
         point("c1", 0.7, 3.0, "both", 0.02),
         point("c2", 0.6, 0.5, "both"),
-        point("c3", 0.8, 4.0, "both"),
+        point("c3", 0.8, 4.0, "shared"),
     ]
     found = frontier.margins(points)
     assert len(found) == 9
