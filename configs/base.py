@@ -60,6 +60,8 @@ def get_config() -> ConfigDict:
     config.model.n_causal = 1
     # Hidden width of the MLPs; 0 for 8/3 of `width`, rounded up to a multiple of 64.
     config.model.mlp_width = 0
+    # That of the causal blocks; 0 for the same.
+    config.model.causal_mlp_width = 0
     # Rotary positions of the causal part: "query_next", or "halves" for the ablation.
     config.model.rotary_form = "query_next"
     # Add the trunk's vector of the track to predict before the head; False for the ablation.
@@ -85,6 +87,8 @@ def get_config() -> ConfigDict:
     config.loss.target_weight = 1.0
     # Train the target on the first so many masked tracks alone; 0 for all.
     config.loss.target_tracks = 0
+    # Learn on cosine windows of this step, minus the log likelihood of the sampler that takes them; 0 for all tracks.
+    config.loss.window_step = 0.0
     # Train the causal part alone; see training.init_from.
     config.loss.freeze_trunk = False
     # The target of the first masked track is the draft's.

@@ -1,9 +1,16 @@
 """The training loss: two cross entropies from one forward pass (METHOD.md section 4).
 
 Everything is in order space and in nats.
+
+With `window_step` the loss is that of a sampler with cosine windows, to tune a trained network for it. A sampler that
+settles every window by the target (rounds enough, or shared noise) outputs `x` along an order with log probability
+`sum_i sum_k log q_{i,k}`, `i` over the first tracks of the windows and `k` over the tracks of each (METHOD.md section
+6, third invariant, window by window). A window drawn in proportion to its size and the mean over its tracks estimate
+this sum, by the tokens, from one pass; the draft's term is the same for the plain sampler.
 """
 
 import dataclasses
+import functools
 
 import chex
 import jax
@@ -11,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ssmd_jax.diffusion.masking import tie_first_track
+from ssmd_jax.diffusion.window import CosineWindow, window_starts
 
 # Lower ends of the buckets of distance k - i in the distance table; the last one is open.
 DISTANCES = (0, 1, 2, 4, 8, 16, 32, 64)
@@ -24,6 +32,7 @@ class LossConfig:
     Attributes:
         draft_weight: weight of the draft's cross entropy (the masked-diffusion bound).
         target_weight: weight of the target's cross entropy.
+        window_step: train both on windows of the sampler with `CosineWindow(window_step)`; 0 for all masked tracks.
         target_tracks: train the target on the first so many masked tracks alone, near the windows that a sampler will
             verify; 0 for all of them. A row weighs the same either way.
         freeze_trunk: train the causal part alone, on a trunk that stays as it is.
@@ -32,6 +41,7 @@ class LossConfig:
 
     draft_weight: float = 1.0
     target_weight: float = 1.0
+    window_step: float = 0.0
     target_tracks: int = 0
     freeze_trunk: bool = False
     tie_first: bool = False
@@ -41,6 +51,10 @@ class LossConfig:
             value = getattr(self, name)
             if not 0 <= value < np.inf:
                 raise ValueError(f"loss.{name} must be at least 0 and finite, got {value!r}")
+        if not 0 <= self.window_step <= 1:
+            raise ValueError(f"loss.window_step must lie in [0, 1], got {self.window_step!r}")
+        if self.window_step and self.target_tracks:
+            raise ValueError("loss.window_step says on which tracks the target is trained: set loss.target_tracks to 0")
         if self.target_tracks < 0:
             raise ValueError(f"loss.target_tracks must be at least 0, got {self.target_tracks!r}")
         if self.draft_weight == 0 and self.target_weight == 0:
@@ -54,6 +68,24 @@ def token_nll(logits_BxSxV: jax.Array, tokens_BxS: jax.Array) -> jax.Array:
     logits_BxSxV = logits_BxSxV.astype(jnp.float32)
     chosen_BxS = jnp.take_along_axis(logits_BxSxV, tokens_BxS[..., None], axis=-1)[..., 0]
     return jax.nn.logsumexp(logits_BxSxV, axis=-1) - chosen_BxS
+
+
+@functools.lru_cache(maxsize=8)
+def _window_tables(window_step: float, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """For each number of tokens up to `length`: the start of the window that a track lies in, and sizes by start."""
+    starts, sizes = (np.zeros((length + 1, length), np.int32) for _ in range(2))
+    window = CosineWindow(window_step)
+    for tokens in range(1, length + 1):
+        starts[tokens, :tokens], sizes[tokens, :tokens] = window_starts(window, tokens), window.table(tokens)
+    return starts, sizes
+
+
+def to_window_start(num_revealed_B: jax.Array, lengths_B: jax.Array, length: int, config: LossConfig) -> jax.Array:
+    """`num_revealed`, with `window_step` moved to the start of the window that contains this track."""
+    if not config.window_step:
+        return num_revealed_B
+    starts, _ = _window_tables(config.window_step, length)
+    return jnp.asarray(starts)[lengths_B, num_revealed_B]
 
 
 def masked_tracks(num_revealed_B: jax.Array, lengths_B: jax.Array, length: int) -> jax.Array:
@@ -94,6 +126,9 @@ def loss_weights(
         float32 `[B, D]` for the draft and for the target; 0 outside the masked tracks.
     """
     left_B = lengths_B - num_revealed_B
+    if config.window_step:
+        _, sizes = _window_tables(config.window_step, length)
+        left_B = jnp.asarray(sizes)[lengths_B, num_revealed_B]
     of_row = lambda count_B: (lengths_B / count_B / jnp.sum(lengths_B))[:, None]
     offset_BxD = jnp.arange(length)[None] - num_revealed_B[:, None]
     weight = lambda count_B: jnp.where((offset_BxD >= 0) & (offset_BxD < count_B[:, None]), of_row(count_B), 0.0)
@@ -117,7 +152,7 @@ def two_term_loss(
 
     Returns:
         The weighted sum, and `{"draft_loss", "target_loss"}`, all in nats per token; the two are of all masked tracks,
-        whatever the weights.
+        whatever the weights, and under `window_step`, which prefers some numbers of revealed tokens, bounds no more.
     """
     chex.assert_equal_shape([draft_nll_BxD, target_nll_BxD])
     chex.assert_shape([num_revealed_B, lengths_B], draft_nll_BxD.shape[:1])

@@ -109,6 +109,24 @@ class TableWindow:
         return np.clip(end - revealed, 1, length - revealed).astype(np.int32)
 
 
+def window_starts(window: Window, length: int) -> np.ndarray:
+    """The first track of the window that each track lies in, of a sampler that begins with nothing revealed.
+
+    Args:
+        window: the window.
+        length: tokens `D`.
+
+    Returns:
+        int32 `[D]`.
+    """
+    table = checked_table(window, length)
+    starts, start = np.zeros(length, np.int32), 0
+    while start < length:
+        starts[start : start + table[start]] = start
+        start += table[start]
+    return starts
+
+
 def window_by_name(name: str, delta_tau: float) -> Window:
     """A window as configs and flags write it.
 

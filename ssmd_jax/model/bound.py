@@ -44,11 +44,11 @@ class HybridModel:
 
     @property
     def trunk_cost(self) -> float:
-        return self.config.n_noncausal / (self.config.n_noncausal + self.config.n_causal)
+        return self.config.n_noncausal / (self.config.n_noncausal + self.config.causal_cost)
 
     @property
     def verify_cost(self) -> float:
-        return self.config.n_causal / (self.config.n_noncausal + self.config.n_causal)
+        return self.config.causal_cost / (self.config.n_noncausal + self.config.causal_cost)
 
     def prepared(self) -> "HybridModel":
         """The same network with its kernels in the dtype of computation: converted once, not at every pass."""

@@ -6,6 +6,8 @@ In order space track `k` stands at position `positions[b, k]`. A trunk sees the 
 before the same head. So at initialisation the target equals the draft exactly, whatever the trunk is.
 """
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -61,7 +63,8 @@ class CausalPart(nn.Module):
         init = partitioned(scaled_init(in_axis=(0, 1), out_axis=2), None, "embed", "embed_out")
         self.project = self.param("project", init, (3, width, width))
         self.start = self.param("start", partitioned(nn.initializers.normal(1.0), None, "embed"), (2, width))
-        self.blocks = [Block(config) for _ in range(config.n_causal)]
+        block_config = dataclasses.replace(config, mlp_width=config.causal_hidden)
+        self.blocks = [Block(block_config) for _ in range(config.n_causal)]
         self.output_norm = RMSNorm(dtype)
         output_init = nn.initializers.zeros if config.output_residual else scaled_init()
         self.output = self.param("output", partitioned(output_init, "embed", "embed_out"), (width, width))

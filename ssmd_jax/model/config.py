@@ -33,6 +33,7 @@ class HybridConfig:
         tied_head: the trunk "esm2" reads logits with its embedding; False for a kernel of its own (some DPLM).
         mlp_width: hidden width of the gated MLPs; 0 means 8/3 of `width`, rounded up to a multiple of 64. The trunk
             "esm2" has plain ones of 4 times `width`.
+        causal_mlp_width: that of the causal blocks' MLPs; 0 means as the trunk's.
         vocab_size: of the trunk "llada": rows of its embedding and columns of its head, the mask's among them; 0 for
             the tokens and a mask behind them.
         mask_id: of the trunk "llada" with a `vocab_size`: its mask token.
@@ -70,6 +71,7 @@ class HybridConfig:
     n_noncausal: int = 11
     n_causal: int = 1
     mlp_width: int = 0
+    causal_mlp_width: int = 0
     rotary_form: str = "query_next"
     output_residual: bool = True
     dropout: float = 0.0
@@ -86,7 +88,8 @@ class HybridConfig:
                 raise ValueError(
                     f"model.{name} must be a whole number of at least {least}, got {getattr(self, name)!r}"
                 )
-        for name in ("n_causal", "mlp_width", "vocab_size", "mask_id", "special_from", "num_kv_heads"):
+        counts = ("n_causal", "mlp_width", "causal_mlp_width", "vocab_size", "mask_id", "special_from", "num_kv_heads")
+        for name in counts:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
                 raise ValueError(f"model.{name} must be a whole number of at least 0, got {getattr(self, name)!r}")
         if self.width % self.num_heads:
@@ -119,6 +122,7 @@ class HybridConfig:
             if self.dtype != "bfloat16":
                 raise ValueError("model.mlp 'hopper' needs model.dtype 'bfloat16'")
             check_widths(self.width, self.hidden)
+            check_widths(self.width, self.causal_hidden)
 
     @property
     def head_dim(self) -> int:
@@ -129,6 +133,17 @@ class HybridConfig:
     def hidden(self) -> int:
         """Hidden width of the MLPs."""
         return self.mlp_width or -(-8 * self.width // (3 * 64)) * 64
+
+    @property
+    def causal_hidden(self) -> int:
+        """Hidden width of the causal blocks' MLPs."""
+        return self.causal_mlp_width or self.hidden
+
+    @property
+    def causal_cost(self) -> float:
+        """What the causal blocks cost, a block of the trunk being 1: by their kernels."""
+        kernels = lambda hidden: 4 * self.width + 3 * hidden
+        return self.n_causal * (kernels(self.causal_hidden) / kernels(self.hidden))
 
     @property
     def padded_tokens(self) -> int:

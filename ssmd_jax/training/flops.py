@@ -39,7 +39,7 @@ def train_flops_per_token(
     once for its weights). Forward, for each token, with width `C`, MLP width `F`, length `D` and `V` tokens:
 
     - trunk block: `2 (4 C^2 + 3 C F)` for its kernels, `4 D C` for scores and mix;
-    - causal block: the same with half of the attention, `2 D C`;
+    - causal block: the same, with an MLP width of its own and half of the attention, `2 D C`;
     - causal projections: `2 (3 C^2 + C^2)`, the three-way input and the output map;
     - head: `2 C V`, twice, for the draft and for the target, times `head_tracks`, the share of the tracks that it is
       applied to. None for the trainer's: all, or the masked ones where the vocabulary is taken in chunks
@@ -51,12 +51,12 @@ def train_flops_per_token(
     width, tokens = config.width, config.num_tokens
     if head_tracks is None:
         head_tracks = (length + 1) / (2 * length) if tokens >= CHUNKED_FROM else 1.0
-    kernels = 2 * (4 * width**2 + 3 * width * config.hidden)
-    trunk = config.n_noncausal * (kernels + 4 * length * width)
+    kernels = lambda hidden: 2 * (4 * width**2 + 3 * width * hidden)
+    trunk = config.n_noncausal * (kernels(config.hidden) + 4 * length * width)
     head = 2 * width * tokens * head_tracks
     if not config.n_causal:
         return 3.0 * (trunk + head)
-    causal = config.n_causal * (kernels + 2 * length * width) + 2 * 4 * width**2
+    causal = config.n_causal * (kernels(config.causal_hidden) + 2 * length * width) + 2 * 4 * width**2
     if freeze_trunk:
         return float(trunk + head + 3 * causal + 2 * head)
     return 3.0 * (trunk + causal + 2 * head)

@@ -60,6 +60,7 @@ def token_losses(
     all_lengths_B = jnp.full((batch,), length, jnp.int32) if lengths_B is None else lengths_B
     order_BxD = orders.uniform_order(keys.row_keys(keys.stream(key, "order"), batch), all_lengths_B, length)
     num_revealed_B = masking.stratified_num_revealed(keys.stream(key, "reveal"), all_lengths_B)
+    num_revealed_B = loss.to_window_start(num_revealed_B, all_lengths_B, length, loss_config)
     true_BxD = orders.to_order_space(tokens_BxD, order_BxD)
     masked_BxD = masking.mask_suffix(true_BxD, num_revealed_B, num_tokens)
     draft_BxDxC, target_BxDxC = network.apply(

@@ -4,6 +4,7 @@ The draft loss bounds the negative log likelihood. The target loss bounds nothin
 distance, which is what the table is for.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable
 from typing import NamedTuple
@@ -75,7 +76,11 @@ class Validation(NamedTuple):
 
 
 def make_eval_step(network: SpeculativeNetwork, loss_config: LossConfig, padded: bool = False) -> Callable:
-    """The step `(params, tokens [B, D], key) -> sums`, to be jitted by the caller; `padded` as in the train step."""
+    """The step `(params, tokens [B, D], key) -> sums`, to be jitted by the caller; `padded` as in the train step.
+
+    Whatever windows the loss is trained on, all masked tracks are judged, so that the draft's loss is a bound.
+    """
+    loss_config = dataclasses.replace(loss_config, window_step=0.0)
 
     def eval_step(params, tokens_BxD: jax.Array, key: jax.Array) -> dict[str, jax.Array]:
         lengths_B = row_lengths(tokens_BxD, network.config.num_tokens) if padded else None

@@ -9,6 +9,7 @@ import pytest
 
 from ssmd_jax.diffusion import loss
 from ssmd_jax.diffusion.loss import LossConfig
+from ssmd_jax.diffusion.window import CosineWindow
 
 RNG = np.random.default_rng(0)
 
@@ -74,6 +75,30 @@ def test_target_tracks_are_the_first_masked_ones():
     np.testing.assert_allclose(terms["target_loss"], whole["target_loss"])
     with pytest.raises(ValueError, match="target_tracks"):
         LossConfig(target_tracks=-1)
+
+
+def test_windows_of_the_sampler():
+    """Over all tracks a row may be drawn for, the mean is the sum over the windows that a sampler walks through."""
+    step, size, lengths = 0.3, 9, (9, 6, 1)
+    config = LossConfig(draft_weight=0.5, target_weight=2.0, window_step=step)
+    draft, target = RNG.random((2, size, size))  # of track k with i tokens revealed
+    for length in lengths:
+        walked, revealed, table = 0.0, 0, CosineWindow(step).table(length)
+        while revealed < length:
+            tracks = slice(revealed, revealed + table[revealed])
+            walked += 0.5 * draft[revealed, tracks].sum() + 2.0 * target[revealed, tracks].sum()
+            revealed += table[revealed]
+        total = 0.0
+        for drawn in range(length):
+            start = loss.to_window_start(jnp.array([drawn]), jnp.array([length]), size, config)
+            rows = [jnp.asarray(nll[int(start[0])][None], jnp.float32) for nll in (draft, target)]
+            total += float(loss.two_term_loss(*rows, start, jnp.array([length]), config)[0])
+        assert total == pytest.approx(walked, rel=1e-5)
+    unmoved = jnp.array([3, 0])
+    assert (loss.to_window_start(unmoved, jnp.array([9, 4]), 9, LossConfig()) == unmoved).all()
+    for fields in ({"window_step": 1.5}, {"window_step": -0.1}, {"window_step": 0.1, "target_tracks": 3}):
+        with pytest.raises(ValueError, match="window_step"):
+            LossConfig(**fields)
 
 
 def test_draft_term_is_the_any_order_likelihood():

@@ -15,6 +15,7 @@ from ssmd_jax.diffusion.window import (
     merged_table,
     passes_left,
     window_by_name,
+    window_starts,
 )
 
 
@@ -70,6 +71,16 @@ def test_merged_windows():
     assert [int(merged_table(table, n)[0]) for n in (1, 2, 3, 4, 5, 9)] == [10, 6, 4, 4, 2, 2]
     assert merged_table(table, 2).tolist() == [6, 6, 4, 4, 4, 4, 2, 2, 2, 1]
     assert merged_table(table, 1).tolist() == list(range(10, 0, -1))
+
+
+@pytest.mark.parametrize("length", [1, 2, 17, 64])
+def test_starts_are_those_of_a_walk(length):
+    for made in (CosineWindow(0.04), CosineWindow(1.0), ConstantWindow(3), FullWindow()):
+        expected, revealed, table = [], 0, made.table(length)
+        while revealed < length:
+            expected += [revealed] * table[revealed]
+            revealed += table[revealed]
+        assert window_starts(made, length).tolist() == expected
 
 
 @pytest.mark.parametrize(

@@ -113,12 +113,19 @@ def test_programs_of_the_naive_model_are_its_own():
     assert fast != naive
 
 
-@pytest.mark.parametrize("n_causal", [0, 1, 2])
-def test_formulas_against_the_compiler(n_causal):
+@pytest.mark.parametrize("n_causal, causal_mlp_width", [(0, 0), (1, 0), (1, 2048), (2, 0)])
+def test_formulas_against_the_compiler(n_causal, causal_mlp_width):
     """Of shapes so wide that what the formulas leave out, norms and softmax, is little."""
     batch, length = 2, 64
     config = HybridConfig(
-        num_tokens=1000, width=512, num_heads=8, n_noncausal=3, n_causal=n_causal, dtype="float32", unroll=3
+        num_tokens=1000,
+        width=512,
+        num_heads=8,
+        n_noncausal=3,
+        n_causal=n_causal,
+        causal_mlp_width=causal_mlp_width,
+        dtype="float32",
+        unroll=3,
     )
     shaped = dataclasses.replace(settings.PRESETS["tiny"], model=config, batch_size=batch, length=length, delta_tau=0.3)
     params = abstract_params(HybridTransformer(config))

@@ -29,7 +29,8 @@ def test_train_then_decode(tmp_path):
     points, picture = tmp_path / "points", tmp_path / "pareto.png"
     line = [*(f"--{name}={folder}" for name, folder in folders.items()), f"--output={points}", "--dtype=float32"]
     line += ["--num_problems=3", "--batch_size=2"]
-    lines = [[*line, "--methods=top_k,shared trust", f"--plot={picture}"], [*line, "--methods=greedy"], [*line, "--seed=1"]]
+    some = [*line, "--methods=top_k,shared trust", f"--plot={picture}"]
+    lines = [some, [*line, "--methods=greedy"], [*line, "--seed=1"]]
     done, unknown, other = programs.run("arithmetic", lines)
     assert done[0] == 0 and len(done[1].splitlines()) == 1, done[2]
     results = programs.last_json(done[1])

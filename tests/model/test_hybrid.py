@@ -21,6 +21,7 @@ SWITCHES = {
     "two causal blocks": {},
     "one causal block": {"n_causal": 1},
     "three causal blocks": {"n_causal": 3},
+    "wide causal block": {"n_causal": 1, "causal_mlp_width": 96},
     "halves": {"rotary_form": "halves"},
     "no residual": {"output_residual": False},
     "gather": {"embedding": "gather"},
@@ -123,6 +124,21 @@ def test_window_equals_full(name):
                     np.testing.assert_allclose(window_target[b, :count], target[b, rows], atol=1e-4)
         if config.n_causal:
             assert np.abs(target - draft).max() > 0.1, "the causal part does nothing: the comparison shows nothing"
+
+
+def test_a_wide_causal_block_costs_what_its_kernels_cost():
+    config = HybridConfig(num_tokens=V, width=64, num_heads=2, n_noncausal=3, mlp_width=128)
+    wide = dataclasses.replace(config, causal_mlp_width=256)
+    shapes = jax.eval_shape(HybridTransformer(wide).init, jax.random.key(0), *[jnp.zeros((1, D), jnp.int32)] * 3)
+    kernels = lambda part: sum(x.size for name in ("attention", "mlp") for x in jax.tree.leaves(part[name]))
+    params = nn.unbox(shapes)["params"]
+    (causal,) = (part for name, part in params["causal"].items() if name.startswith("blocks"))
+    assert causal["mlp"]["up"].shape == (64, 2, 256)
+    ratio = kernels(causal) / (4 * 64**2 + 3 * 64 * 128)
+    for each, cost in ((config, 1.0), (wide, ratio)):
+        model = HybridModel(None, each)
+        assert model.verify_cost == pytest.approx(cost / (3 + cost))
+        assert model.trunk_cost + model.verify_cost == pytest.approx(1)
 
 
 def test_reorder_equals_a_pass_under_the_new_order():

@@ -10,7 +10,11 @@ import pytest
 
 from ssmd_jax.diffusion import masking, orders
 from ssmd_jax.diffusion.loss import LossConfig
+from ssmd_jax.diffusion.window import CosineWindow
+from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.hybrid import HybridTransformer
+from ssmd_jax.sampling import likelihood
+from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.training import keys, optimizer, sharding, state, step
 from ssmd_jax.training.config import MeshConfig
 from tests.training import tiny
@@ -228,6 +232,29 @@ def test_muon_trains():
     assert losses[-1] < 0.95 * losses[0]
     # Momentum alone for matrices: fewer numbers of state than Adam's two.
     assert state.count_params(current.opt_state) < 2 * state.count_params(current.params)
+
+
+def test_windows_give_the_likelihood_of_the_sampler(one_device, monkeypatch):
+    """The target's term, over all draws of a row, is minus the log likelihood under a sampler with rounds enough."""
+    network, _, first, tokens, _ = one_device
+    # The causal part as it is after training: not the draft.
+    noise = iter(jax.random.split(jax.random.key(3), 99))
+    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(next(noise), x.shape), nn.unbox(first.params))
+    rows, length = tokens[:2], tokens.shape[1]
+    config = LossConfig(draft_weight=0.0, window_step=0.1)
+    order = orders.uniform_order(keys.row_keys(keys.stream(KEY, "order"), 2), jnp.full(2, length), length)
+    sampler = SpeculativeConfig(CosineWindow(0.1), verify_rounds=length)
+    log_prob, _ = likelihood.log_likelihood(HybridModel(params, network.config), rows, order, sampler)
+    total, at = 0.0, jax.jit(lambda drawn: _loss_at(params, network, rows, config, drawn, monkeypatch))
+    for drawn in range(length):
+        total += float(at(jnp.full(2, drawn)))
+    np.testing.assert_allclose(total / length, -float(log_prob.sum()) / (2 * length), rtol=1e-4)
+
+
+def _loss_at(params, network, rows, config, drawn_B, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(masking, "stratified_num_revealed", lambda key, lengths_B: drawn_B)
+        return step.loss_fn(params, network, rows, None, KEY, config, True)[0]
 
 
 def test_dropout_changes_the_loss_of_training_alone():
