@@ -87,7 +87,8 @@ def get_config() -> ConfigDict:
     config.loss.target_weight = 1.0
     # Train the target on the first so many masked tracks alone; 0 for all.
     config.loss.target_tracks = 0
-    # Learn on cosine windows of this step, minus the log likelihood of the sampler that takes them; 0 for all tracks.
+    # Learn on cosine windows of this step: along an order that is minus the log likelihood of the sampler that takes
+    # them with rounds enough, for which a trained network can be tuned. 0 for all masked tracks.
     config.loss.window_step = 0.0
     # Train the causal part alone; see training.init_from.
     config.loss.freeze_trunk = False

@@ -2,11 +2,11 @@
 
 Everything is in order space and in nats.
 
-With `window_step` the loss is that of a sampler with cosine windows, to tune a trained network for it. A sampler that
-settles every window by the target (rounds enough, or shared noise) outputs `x` along an order with log probability
-`sum_i sum_k log q_{i,k}`, `i` over the first tracks of the windows and `k` over the tracks of each (METHOD.md section
-6, third invariant, window by window). A window drawn in proportion to its size and the mean over its tracks estimate
-this sum, by the tokens, from one pass; the draft's term is the same for the plain sampler.
+With `window_step` the loss is that of a sampler with cosine windows, to tune a trained network for it. With rounds
+enough to settle every window (by rejections or with shared noise) the sampler outputs `x` along an order with log
+probability `sum_i sum_k log q_{i,k}`, `i` over the first tracks of the windows and `k` over the tracks of each
+(METHOD.md section 6). A window drawn in proportion to its size, and the mean over its tracks, estimate this sum divided
+by the number of tokens from one pass; the draft's term is the same for the plain sampler.
 """
 
 import dataclasses
@@ -33,6 +33,7 @@ class LossConfig:
         draft_weight: weight of the draft's cross entropy (the masked-diffusion bound).
         target_weight: weight of the target's cross entropy.
         window_step: train both on windows of the sampler with `CosineWindow(window_step)`; 0 for all masked tracks.
+            Samplers with wider windows, prompts or too few rounds ask for tracks that are then never trained.
         target_tracks: train the target on the first so many masked tracks alone, near the windows that a sampler will
             verify; 0 for all of them. A row weighs the same either way.
         freeze_trunk: train the causal part alone, on a trunk that stays as it is.
@@ -51,7 +52,8 @@ class LossConfig:
             value = getattr(self, name)
             if not 0 <= value < np.inf:
                 raise ValueError(f"loss.{name} must be at least 0 and finite, got {value!r}")
-        if not 0 <= self.window_step <= 1:
+        is_number = isinstance(self.window_step, int | float) and not isinstance(self.window_step, bool)
+        if not is_number or not 0 <= self.window_step <= 1:
             raise ValueError(f"loss.window_step must lie in [0, 1], got {self.window_step!r}")
         if self.window_step and self.target_tracks:
             raise ValueError("loss.window_step says on which tracks the target is trained: set loss.target_tracks to 0")
@@ -71,46 +73,57 @@ def token_nll(logits_BxSxV: jax.Array, tokens_BxS: jax.Array) -> jax.Array:
 
 
 @functools.lru_cache(maxsize=8)
-def _window_tables(window_step: float, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each number of tokens up to `length`: the start of the window that a track lies in, and sizes by start."""
-    starts, sizes = (np.zeros((length + 1, length), np.int32) for _ in range(2))
+def _window_edges(window_step: float, length: int) -> np.ndarray:
+    """Row `n`: where the windows of `n` tokens begin, in ascending order, and then `n` as often as there is room."""
     window = CosineWindow(window_step)
-    for tokens in range(1, length + 1):
-        starts[tokens, :tokens], sizes[tokens, :tokens] = window_starts(window, tokens), window.table(tokens)
-    return starts, sizes
+    edges = [np.unique(window_starts(window, tokens)) for tokens in range(1, length + 1)]
+    room = 1 + max(map(len, edges))
+    rows = [np.pad(starts, (0, room - len(starts)), constant_values=n) for n, starts in enumerate(edges, start=1)]
+    return np.stack([np.zeros(room, np.int64), *rows]).astype(np.int32)
 
 
-def to_window_start(num_revealed_B: jax.Array, lengths_B: jax.Array, length: int, config: LossConfig) -> jax.Array:
-    """`num_revealed`, with `window_step` moved to the start of the window that contains this track."""
+def window_of(num_revealed_B: jax.Array, lengths_B: jax.Array, length: int, config: LossConfig):
+    """The tracks on which the loss is taken where `num_revealed` was drawn: `start <= k < end`, int32 `[B]` each.
+
+    With `window_step` these are the window that contains track `num_revealed`, else all from this one on.
+    """
     if not config.window_step:
-        return num_revealed_B
-    starts, _ = _window_tables(config.window_step, length)
-    return jnp.asarray(starts)[lengths_B, num_revealed_B]
+        return num_revealed_B, lengths_B
+    edges_BxE = jnp.asarray(_window_edges(config.window_step, length))[lengths_B]
+    is_before_BxE = edges_BxE <= num_revealed_B[:, None]
+    start_B = jnp.max(jnp.where(is_before_BxE, edges_BxE, 0), axis=1)
+    return start_B, jnp.min(jnp.where(is_before_BxE, length, edges_BxE), axis=1)
 
 
 def masked_tracks(num_revealed_B: jax.Array, lengths_B: jax.Array, length: int) -> jax.Array:
-    """bool `[B, D]`: the tracks that count in the loss, `num_revealed <= k < length of the row`."""
+    """bool `[B, D]`: the tracks that are masked, `num_revealed <= k < length of the row`."""
     tracks_1xD = jnp.arange(length)[None]
     return (tracks_1xD >= num_revealed_B[:, None]) & (tracks_1xD < lengths_B[:, None])
 
 
-def diffusion_loss(nll_BxD: jax.Array, num_revealed_B: jax.Array, lengths_B: jax.Array) -> jax.Array:
-    """One term of the loss, `sum_b [ D_b / (D_b - i_b) sum_{k >= i_b} nll_k ] / sum_b D_b`.
+def diffusion_loss(
+    nll_BxD: jax.Array, num_revealed_B: jax.Array, lengths_B: jax.Array, end_B: jax.Array | None = None
+) -> jax.Array:
+    """One term of the loss, `sum_b [ D_b / (e_b - i_b) sum_{i_b <= k < e_b} nll_k ] / sum_b D_b`.
 
-    On the draft's `nll` its expectation bounds the negative log likelihood of the order-agnostic model; on the
-    target's it bounds nothing (METHOD.md section 4).
+    To the end of the rows its expectation on the draft's `nll` bounds the negative log likelihood of the order-agnostic
+    model; on the target's it bounds nothing (METHOD.md section 4). To the ends of windows it is the negative log
+    likelihood of a sampler along the order (section 6).
 
     Args:
-        nll_BxD: nats, per track; entries outside the masked tracks are ignored and may be anything.
+        nll_BxD: nats, per track; entries outside these tracks are ignored and may be anything.
         num_revealed_B: int `[B]`, smaller than the length.
         lengths_B: int `[B]`.
+        end_B: int `[B]`; None for the lengths.
 
     Returns:
         float32 scalar, nats per token.
     """
-    counted_BxD = masked_tracks(num_revealed_B, lengths_B, nll_BxD.shape[1])
+    end_B = lengths_B if end_B is None else end_B
+    counted_BxD = masked_tracks(num_revealed_B, end_B, nll_BxD.shape[1])
     sums_B = jnp.sum(jnp.where(counted_BxD, nll_BxD, 0.0), axis=1)
-    weights_B = lengths_B / (lengths_B - num_revealed_B)
+    # No tracks in a row without tokens.
+    weights_B = lengths_B / jnp.maximum(end_B - num_revealed_B, 1)
     return jnp.sum(weights_B * sums_B) / jnp.sum(lengths_B)
 
 
@@ -123,12 +136,10 @@ def loss_weights(
     target's weight there.
 
     Returns:
-        float32 `[B, D]` for the draft and for the target; 0 outside the masked tracks.
+        float32 `[B, D]` for the draft and for the target; 0 outside the tracks of `window_of`.
     """
-    left_B = lengths_B - num_revealed_B
-    if config.window_step:
-        _, sizes = _window_tables(config.window_step, length)
-        left_B = jnp.asarray(sizes)[lengths_B, num_revealed_B]
+    _, end_B = window_of(num_revealed_B, lengths_B, length, config)
+    left_B = jnp.maximum(end_B - num_revealed_B, 1)
     of_row = lambda count_B: (lengths_B / count_B / jnp.sum(lengths_B))[:, None]
     offset_BxD = jnp.arange(length)[None] - num_revealed_B[:, None]
     weight = lambda count_B: jnp.where((offset_BxD >= 0) & (offset_BxD < count_B[:, None]), of_row(count_B), 0.0)
@@ -151,21 +162,22 @@ def two_term_loss(
     """The loss of METHOD.md section 4 and its two terms.
 
     Returns:
-        The weighted sum, and `{"draft_loss", "target_loss"}`, all in nats per token; the two are of all masked tracks,
-        whatever the weights, and under `window_step`, which prefers some numbers of revealed tokens, bounds no more.
+        The weighted sum, and `{"draft_loss", "target_loss"}`, all in nats per token; the two are of all tracks of
+        `window_of`, whatever the weights.
     """
     chex.assert_equal_shape([draft_nll_BxD, target_nll_BxD])
     chex.assert_shape([num_revealed_B, lengths_B], draft_nll_BxD.shape[:1])
     weights = loss_weights(num_revealed_B, lengths_B, draft_nll_BxD.shape[1], config)
-    counted_BxD = masked_tracks(num_revealed_B, lengths_B, draft_nll_BxD.shape[1])
+    _, end_B = window_of(num_revealed_B, lengths_B, draft_nll_BxD.shape[1], config)
+    counted_BxD = masked_tracks(num_revealed_B, end_B, draft_nll_BxD.shape[1])
     total = sum(
         jnp.sum(weight_BxD * jnp.where(counted_BxD, nll_BxD, 0.0))
         for weight_BxD, nll_BxD in zip(weights, (draft_nll_BxD, target_nll_BxD), strict=True)
     )
     if config.tie_first:
         target_nll_BxD = tie_first_track(draft_nll_BxD, target_nll_BxD, num_revealed_B)
-    draft = diffusion_loss(draft_nll_BxD, num_revealed_B, lengths_B)
-    target = diffusion_loss(target_nll_BxD, num_revealed_B, lengths_B)
+    draft = diffusion_loss(draft_nll_BxD, num_revealed_B, lengths_B, end_B)
+    target = diffusion_loss(target_nll_BxD, num_revealed_B, lengths_B, end_B)
     return total, {"draft_loss": draft, "target_loss": target}
 
 

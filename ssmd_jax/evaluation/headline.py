@@ -2,7 +2,8 @@
 
 The baseline's points at chosen numbers of trunk passes name the qualities; the candidate's cost there is interpolated
 on its curve, linearly in the logarithm of the cost. Settings of one kind are a curve (`plot.curve_name`: fixed or best
-windows, how drafts are verified); of several the one that is cheapest there counts.
+windows, how drafts are verified); of several the one that is cheapest there counts, which among curves that differ by
+their errors alone is optimistic, by an amount that the standard errors do not hold.
 """
 
 import itertools

@@ -35,7 +35,7 @@ def check_widths(width: int, mlp_width: int) -> None:
     if width % TILE_C or mlp_width % TILE_F:
         raise ValueError(
             f"the Hopper MLP needs a width divisible by {TILE_C} and an MLP width divisible by {TILE_F}, "
-            f"got {width} and {mlp_width}"
+            f"got {width} and {mlp_width}: choose others (model.width, mlp_width, causal_mlp_width), or model.mlp 'xla'"
         )
 
 

@@ -173,7 +173,10 @@ class _Run:
         self._other_params = params
         shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
         if shapes(params) != shapes(self._other_abstract()):
-            raise ValueError(f"training.init_from {path} has parameters of other shapes: make the model sections agree")
+            raise ValueError(
+                f"training.init_from {path} has parameters of other shapes: make the model sections agree, "
+                "or start from a run of the trunk alone (model.n_causal=0)"
+            )
 
     def _other_abstract(self):
         fresh = () if "causal" in self._other_params else ("causal",)

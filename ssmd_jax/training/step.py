@@ -60,7 +60,7 @@ def token_losses(
     all_lengths_B = jnp.full((batch,), length, jnp.int32) if lengths_B is None else lengths_B
     order_BxD = orders.uniform_order(keys.row_keys(keys.stream(key, "order"), batch), all_lengths_B, length)
     num_revealed_B = masking.stratified_num_revealed(keys.stream(key, "reveal"), all_lengths_B)
-    num_revealed_B = loss.to_window_start(num_revealed_B, all_lengths_B, length, loss_config)
+    num_revealed_B, end_B = loss.window_of(num_revealed_B, all_lengths_B, length, loss_config)
     true_BxD = orders.to_order_space(tokens_BxD, order_BxD)
     masked_BxD = masking.mask_suffix(true_BxD, num_revealed_B, num_tokens)
     draft_BxDxC, target_BxDxC = network.apply(
@@ -76,7 +76,7 @@ def token_losses(
     )
     # Padding may hold the mask id, which has no logit; those tracks never count.
     scored_BxD = jnp.minimum(true_BxD, num_tokens - 1)
-    counted_BxD = loss.masked_tracks(num_revealed_B, all_lengths_B, length)
+    counted_BxD = loss.masked_tracks(num_revealed_B, end_B, length)
     weights = loss.loss_weights(num_revealed_B, all_lengths_B, length, loss_config)
     score = lambda x_BxDxC, weights_BxD: cross_entropy.weighted_nll(
         x_BxDxC, network.head_of(params), scored_BxD, weights_BxD, counted_BxD, num_tokens

@@ -77,26 +77,35 @@ def test_target_tracks_are_the_first_masked_ones():
         LossConfig(target_tracks=-1)
 
 
-def test_windows_of_the_sampler():
+@pytest.mark.parametrize("tie_first", [False, True])
+def test_windows_of_the_sampler(tie_first):
     """Over all tracks a row may be drawn for, the mean is the sum over the windows that a sampler walks through."""
     step, size, lengths = 0.3, 9, (9, 6, 1)
-    config = LossConfig(draft_weight=0.5, target_weight=2.0, window_step=step)
+    config = LossConfig(draft_weight=0.5, target_weight=2.0, window_step=step, tie_first=tie_first)
     draft, target = RNG.random((2, size, size))  # of track k with i tokens revealed
     for length in lengths:
         walked, revealed, table = 0.0, 0, CosineWindow(step).table(length)
         while revealed < length:
             tracks = slice(revealed, revealed + table[revealed])
             walked += 0.5 * draft[revealed, tracks].sum() + 2.0 * target[revealed, tracks].sum()
+            walked += tie_first * 2.0 * (draft[revealed, revealed] - target[revealed, revealed])
             revealed += table[revealed]
-        total = 0.0
+        total = terms = 0.0
         for drawn in range(length):
-            start = loss.to_window_start(jnp.array([drawn]), jnp.array([length]), size, config)
+            start, _ = loss.window_of(jnp.array([drawn]), jnp.array([length]), size, config)
             rows = [jnp.asarray(nll[int(start[0])][None], jnp.float32) for nll in (draft, target)]
-            total += float(loss.two_term_loss(*rows, start, jnp.array([length]), config)[0])
-        assert total == pytest.approx(walked, rel=1e-5)
-    unmoved = jnp.array([3, 0])
-    assert (loss.to_window_start(unmoved, jnp.array([9, 4]), 9, LossConfig()) == unmoved).all()
-    for fields in ({"window_step": 1.5}, {"window_step": -0.1}, {"window_step": 0.1, "target_tracks": 3}):
+            found, of = loss.two_term_loss(*rows, start, jnp.array([length]), config)
+            total, terms = total + float(found), terms + float(0.5 * of["draft_loss"] + 2.0 * of["target_loss"])
+        assert total == pytest.approx(walked, rel=1e-5) and terms == pytest.approx(walked, rel=1e-5)
+    # A row without tokens adds nothing.
+    start, end = loss.window_of(jnp.array([4, -1]), jnp.array([6, 0]), size, config)
+    ones = jnp.ones((2, size))
+    both, one = (loss.two_term_loss(ones[:n], ones[:n], start[:n], jnp.array([6, 0])[:n], config)[1] for n in (2, 1))
+    assert both == one and end.tolist() == [6, 0]
+    start, end = loss.window_of(jnp.array([3, 0]), jnp.array([9, 4]), size, LossConfig())
+    assert (start.tolist(), end.tolist()) == ([3, 0], [9, 4])
+    wrong = ({"window_step": x} for x in (1.5, -0.1, True, "0.1"))
+    for fields in (*wrong, {"window_step": 0.1, "target_tracks": 3}):
         with pytest.raises(ValueError, match="window_step"):
             LossConfig(**fields)
 

@@ -33,6 +33,8 @@ def test_gains_on_known_curves():
     for cost in headline.COSTS:
         for gain in found[cost]:
             assert gain.ratio.value == pytest.approx(3.0)
+    partly = [{**CANDIDATE[0], "gflop": None}, *CANDIDATE[1:]]
+    assert headline.gains(BASELINE, partly)["gflop"][1:] == found["gflop"][1:]
     without = [{name: value for name, value in each.items() if name != "gflop"} for each in CANDIDATE]
     assert set(headline.gains(BASELINE, without)) == {"nfe", "seconds_per_sample"}
     first = found["nfe"][0]

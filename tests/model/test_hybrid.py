@@ -324,6 +324,11 @@ def test_dropout_is_on_in_training_only():
         ({"width": 32.0}, "model.width"),
         ({"attention": "cudnn"}, "cudnn"),
         ({"dtype": "float16"}, "model.dtype"),
+        ({"causal_mlp_width": -1}, "model.causal_mlp_width"),
+        (
+            {"mlp": "hopper", "dtype": "bfloat16", "width": 384, "mlp_width": 1024, "causal_mlp_width": 1000},
+            "got 384 and 1000",
+        ),
     ],
 )
 def test_bad_configurations_are_named(change, words):

@@ -1,5 +1,6 @@
 """The loss and the train step, against a NumPy twin, a golden number, and themselves in other arrangements."""
 
+import dataclasses
 import functools
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ from ssmd_jax.model.bound import HybridModel
 from ssmd_jax.model.hybrid import HybridTransformer
 from ssmd_jax.sampling import likelihood
 from ssmd_jax.sampling.config import SpeculativeConfig
-from ssmd_jax.training import keys, optimizer, sharding, state, step
+from ssmd_jax.training import flops, keys, optimizer, sharding, state, step, validation
 from ssmd_jax.training.config import MeshConfig
 from tests.training import tiny
 
@@ -212,6 +213,14 @@ def test_an_update_that_is_not_finite_is_told():
     assert not metrics["finite"]
 
 
+def test_a_wide_causal_block_adds_the_operations_of_its_kernels(one_device):
+    """Three products a track of its MLP, twice, forward and backward: 6 operations a parameter."""
+    config = one_device[0].config
+    wide = dataclasses.replace(config, causal_mlp_width=config.hidden + 32)
+    more = flops.train_flops_per_token(wide, 16) - flops.train_flops_per_token(config, 16)
+    assert more == 6 * config.n_causal * 3 * config.width * 32
+
+
 def test_muon_reads_the_causal_part_as_the_trunk():
     """Kernel by kernel, though its blocks are named as those of another layout."""
     _, _, current, _, _ = make(model__n_causal=2)
@@ -249,6 +258,15 @@ def test_windows_give_the_likelihood_of_the_sampler(one_device, monkeypatch):
     for drawn in range(length):
         total += float(at(jnp.full(2, drawn)))
     np.testing.assert_allclose(total / length, -float(log_prob.sum()) / (2 * length), rtol=1e-4)
+
+
+def test_validation_looks_at_all_masked_tracks(one_device):
+    """Whatever windows the loss is trained on; the sums of the training loss do differ."""
+    network, _, first, tokens, _ = one_device
+    evaluate = lambda config: validation.make_eval_step(network, config)(first.params, tokens, KEY)
+    jax.tree.map(np.testing.assert_array_equal, evaluate(LossConfig(window_step=0.3)), evaluate(LossConfig()))
+    of = lambda config: float(step.loss_fn(first.params, network, tokens, None, KEY, config, True)[0])
+    assert of(LossConfig(window_step=0.3)) != of(LossConfig())
 
 
 def _loss_at(params, network, rows, config, drawn_B, monkeypatch):

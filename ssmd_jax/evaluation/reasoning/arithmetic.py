@@ -69,7 +69,7 @@ class Setting(NamedTuple):
 
 
 def settings() -> list[Setting]:
-    """All points: each network alone, the verifier's caches, and the pair under every rule."""
+    """All points: each network alone, the verifier's caches, the pair under every rule, drafts of its own."""
     found = [
         Setting(f"{network} alone", network, "llada", {"steps": steps})
         for network in (DRAFTER, VERIFIER)

@@ -86,7 +86,8 @@ def plot(points: Sequence[Mapping[str, Any]], path: os.PathLike | str) -> None:
     figure = Figure(figsize=(18, 6), layout="constrained")
     panels = figure.subplots(1, len(COSTS), sharey=True)
     methods = list(dict.fromkeys(point["method"] for point in points))
-    colours = {method: colormaps["tab20"](n % 20) for n, method in enumerate(methods)}
+    shades = [*colormaps["tab20"].colors, *colormaps["tab20b"].colors]
+    colours = {method: shades[n % len(shades)] for n, method in enumerate(methods)}
     alone = [point for point in points if point["networks"] not in VERIFIED]
     for axes, (cost, (label, scale)) in zip(panels, COSTS.items(), strict=True):
         edge = frontier(alone, cost)
