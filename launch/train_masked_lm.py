@@ -3,7 +3,7 @@
     python -m launch.train_masked_lm --config=configs/arithmetic.py:verifier --output=runs/arithmetic/verifier
 
 The folder then holds config.json, safetensors and a tokenizer, and `launch/arithmetic.py` and `launch/reasoning.py`
-decode with it. Standard output is one line of JSON.
+decode with it. SIGTERM and Ctrl-C save the model as it then is. Standard output is one line of JSON.
 """
 
 import pathlib

@@ -8,7 +8,8 @@ A network that is to verify what stands visibly before it (DUAL.md section 1.2, 
 that loss alone its predictions for tokens that it sees are never trained. With `corrupted`, some of the tokens shown
 are replaced, and all that are shown are learnt as what they should be.
 
-All problems lie on the device, and a call computes many steps: the host has nothing to do between them.
+All problems lie on the device, and a call computes many steps: the host has nothing to do between them. SIGTERM and
+Ctrl-C end the run after the call that is computed, and the model is saved as it then is.
 """
 
 import dataclasses
@@ -35,6 +36,7 @@ from ssmd_jax.model.bidirectional import BidirectionalConfig, BidirectionalTrans
 from ssmd_jax.model.masked_lm import MaskedLanguageModel
 from ssmd_jax.training import keys
 from ssmd_jax.training.config import OptimizerConfig
+from ssmd_jax.training.interrupts import Interrupts
 from ssmd_jax.training.optimizer import make_optimizer, make_schedule
 from ssmd_jax.training.terminal import say
 
@@ -318,7 +320,8 @@ def train(config, output: os.PathLike | str, say: Callable[[str], None] = say) -
         say: told of the loss.
 
     Returns:
-        `steps`, `loss` (of the last call; no bound with `corrupted`), `held_out_loss` with its standard error,
+        `steps` done, `stopped_by` (the signal that ended the run early, or None), `loss` (of the last call; no bound
+        with `corrupted`), `held_out_loss` with its standard error,
         `parameters`, `seconds` of all and `seconds_per_step` (compilation apart, nan where the first call was the only
         one), shares of wrong tokens `corrected` and of right ones `kept` as by `corrections` (None where there were
         none), `output`.
@@ -336,14 +339,19 @@ def train(config, output: os.PathLike | str, say: Callable[[str], None] = say) -
     parameters = sum(x.size for x in jax.tree.leaves(state.params))
     say(f"{parameters} parameters, {len(rows.start_N)} rows of training after {time.perf_counter() - began:.1f} s")
     calls, first_end = experiment.num_steps // experiment.log_every, math.nan
-    for call in range(calls):
-        state, loss = train_steps(state, *rows, keys.stream(key, "train"), experiment=experiment)
-        loss, now = float(loss), time.perf_counter()
-        first_end = first_end if call else now
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss} after step {int(state.step)}: lower optimizer.learning_rate")
-        say(f"step {int(state.step)}: loss {loss:.4f}, {now - began:.1f} s")
-    timed_steps = (calls - 1) * experiment.log_every
+    with Interrupts() as interrupts:
+        for call in range(calls):
+            state, loss = train_steps(state, *rows, keys.stream(key, "train"), experiment=experiment)
+            loss, now, step = float(loss), time.perf_counter(), int(state.step)
+            first_end = first_end if call else now
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss} after step {step}: lower optimizer.learning_rate")
+            say(f"step {step}: loss {loss:.4f}, {now - began:.1f} s")
+            stopped_by = interrupts.agreed(is_meeting=True) if step < experiment.num_steps else None
+            if stopped_by:
+                say(f"{stopped_by}: saving the model of step {step} of {experiment.num_steps}")
+                break
+    timed_steps = step - experiment.log_every
     per_step = (now - first_end) / timed_steps if timed_steps else math.nan
     batches = held_out(experiment)
     value, error = held_out_loss(state.ema_params, experiment, batches)
@@ -354,7 +362,8 @@ def train(config, output: os.PathLike | str, say: Callable[[str], None] = say) -
     characters.write_tokenizer(folder)
     known = lambda figure: None if math.isnan(figure) else figure
     result = {
-        "steps": experiment.num_steps,
+        "steps": step,
+        "stopped_by": stopped_by,
         "loss": loss,
         "held_out_loss": value,
         "held_out_loss_standard_error": known(error),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -202,6 +203,23 @@ def test_a_model_learns_its_problems_and_is_read_back(tmp_path):
     assert [answers.number(text) for text in texts] == [str(problem.answer) for problem in found]
     with pytest.raises(ValueError, match="holds a model already"):
         masked_lm.train(made, tmp_path)
+
+
+@pytest.mark.parametrize("last", [2, 6])
+def test_a_run_that_is_stopped_saves_its_model(tmp_path, last):
+    """After the call in which the signal came; one that comes in the last call stops nothing."""
+    lines = []
+
+    def say(text):
+        lines.append(text)
+        if text.startswith(f"step {last}:"):
+            signal.raise_signal(signal.SIGTERM)
+
+    result = masked_lm.train(config(num_steps=6), tmp_path, say=say)
+    early = last < 6
+    assert (result["steps"], result["stopped_by"]) == (last, "SIGTERM" if early else None)
+    assert lines[-1].startswith("SIGTERM: saving the model of step 2 of 6" if early else "step 6")
+    pretrained.load(tmp_path, dtype="float32")
 
 
 def test_a_loss_that_is_not_finite_saves_nothing(tmp_path, monkeypatch):
