@@ -142,8 +142,11 @@ class HybridConfig:
     @property
     def causal_cost(self) -> float:
         """What the causal blocks cost, a block of the trunk being 1: by their kernels."""
-        kernels = lambda hidden: 4 * self.width + 3 * hidden
-        return self.n_causal * (kernels(self.causal_hidden) / kernels(self.hidden))
+        return self.n_causal * (self.block_kernels(self.causal_hidden) / self.block_kernels(self.hidden))
+
+    def block_kernels(self, hidden: int) -> int:
+        """Parameters of a block's kernels: the projections of attention, and an MLP of this hidden width."""
+        return 4 * self.width**2 + 3 * self.width * hidden
 
     @property
     def padded_tokens(self) -> int:

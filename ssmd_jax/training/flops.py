@@ -51,12 +51,11 @@ def train_flops_per_token(
     width, tokens = config.width, config.num_tokens
     if head_tracks is None:
         head_tracks = (length + 1) / (2 * length) if tokens >= CHUNKED_FROM else 1.0
-    kernels = lambda hidden: 2 * (4 * width**2 + 3 * width * hidden)
-    trunk = config.n_noncausal * (kernels(config.hidden) + 4 * length * width)
+    trunk = config.n_noncausal * (2 * config.block_kernels(config.hidden) + 4 * length * width)
     head = 2 * width * tokens * head_tracks
     if not config.n_causal:
         return 3.0 * (trunk + head)
-    causal = config.n_causal * (kernels(config.causal_hidden) + 2 * length * width) + 2 * 4 * width**2
+    causal = config.n_causal * (2 * config.block_kernels(config.causal_hidden) + 2 * length * width) + 2 * 4 * width**2
     if freeze_trunk:
         return float(trunk + head + 3 * causal + 2 * head)
     return 3.0 * (trunk + causal + 2 * head)

@@ -7,14 +7,11 @@ lower-triangular block counts half of its square. `B` rows, `D` tracks, `S` trac
 from ssmd_jax.model.config import HybridConfig
 
 
-def _kernels(config: HybridConfig, hidden: int) -> int:
-    """Of one block, for each track: projections of attention, and the MLP."""
-    return 2 * (4 * config.width**2 + 3 * config.width * hidden)
-
-
 def blocks(config: HybridConfig, batch: int, length: int) -> float:
     """The bidirectional blocks: `h`."""
-    return float(batch * length * config.n_noncausal * (_kernels(config, config.hidden) + 4 * length * config.width))
+    return float(
+        batch * length * config.n_noncausal * (2 * config.block_kernels(config.hidden) + 4 * length * config.width)
+    )
 
 
 def trunk(config: HybridConfig, batch: int, length: int) -> float:
@@ -27,7 +24,7 @@ def trunk(config: HybridConfig, batch: int, length: int) -> float:
         return blocks(config, batch, length)
     width = config.width
     shared = 4 * width**2 + 2 * width**2 + 4 * width**2
-    whole = (config.n_causal - 1) * (_kernels(config, config.causal_hidden) + 2 * length * width)
+    whole = (config.n_causal - 1) * (2 * config.block_kernels(config.causal_hidden) + 2 * length * width)
     return blocks(config, batch, length) + float(batch * length * (shared + whole))
 
 
@@ -41,7 +38,7 @@ def verify_round(config: HybridConfig, batch: int, length: int, size: int) -> fl
     if not config.n_causal:
         return head(config, batch * size)
     width = config.width
-    causal = config.n_causal * (_kernels(config, config.causal_hidden) + 4 * (length + size) * width)
+    causal = config.n_causal * (2 * config.block_kernels(config.causal_hidden) + 4 * (length + size) * width)
     return float(batch * size * (causal + 4 * width**2)) + head(config, batch * size)
 
 
@@ -50,5 +47,5 @@ def naive_round(config: HybridConfig, batch: int, length: int) -> float:
     if not config.n_causal:
         return head(config, batch * length)
     width = config.width
-    causal = config.n_causal * (_kernels(config, config.causal_hidden) + 2 * length * width)
+    causal = config.n_causal * (2 * config.block_kernels(config.causal_hidden) + 2 * length * width)
     return float(batch * length * (causal + 8 * width**2)) + head(config, batch * length)

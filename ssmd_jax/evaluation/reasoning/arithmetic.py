@@ -81,32 +81,26 @@ def settings() -> list[Setting]:
         for threshold in THRESHOLDS
     ]
     found += [Setting("verifier dkv", VERIFIER, "dkv", {"steps": steps}) for steps in CACHED_STEPS]
-    pair = {"drafter": "dual", "threshold": DRAFT_THRESHOLD}
-    found += [
-        Setting(f"{decoders.DUAL} {rule}", BOTH, decoders.DUAL, pair | {"rule": rule, "draft_steps": draft_steps})
-        for rule in RULES
-        for draft_steps in DRAFT_STEPS
-    ]
+
+    def verified(method: str, networks: str, **arguments) -> Setting:
+        drafting = {"drafter": "dual", "threshold": DRAFT_THRESHOLD}
+        return Setting(f"{decoders.DUAL} {method}", networks, decoders.DUAL, drafting | arguments)
+
+    found += [verified(rule, BOTH, rule=rule, draft_steps=steps) for rule in RULES for steps in DRAFT_STEPS]
     # What the verifier would say without seeing the drafts.
     found += [
-        Setting(
-            f"{decoders.DUAL} {rule}, masked",
-            BOTH,
-            decoders.DUAL,
-            pair | {"rule": rule, "draft_steps": DRAFT_STEPS[-1], "view": "masked"},
-        )
+        verified(f"{rule}, masked", BOTH, rule=rule, draft_steps=DRAFT_STEPS[-1], view="masked")
         for rule in MASKED_RULES
     ]
     found += [
-        Setting(
-            f"{decoders.DUAL} shared {rule}" + (", masked" if view == "masked" else ""),
-            SHARED,
-            decoders.DUAL,
-            pair | {"rule": rule, "draft_steps": draft_steps, "view": view},
-        )
-        for view, rules in (("visible", SHARED_RULES), ("masked", MASKED_RULES))
-        for rule in rules
-        for draft_steps in DRAFT_STEPS
+        verified(f"shared {rule}", SHARED, rule=rule, draft_steps=steps, view="visible")
+        for rule in SHARED_RULES
+        for steps in DRAFT_STEPS
+    ]
+    found += [
+        verified(f"shared {rule}, masked", SHARED, rule=rule, draft_steps=steps, view="masked")
+        for rule in MASKED_RULES
+        for steps in DRAFT_STEPS
     ]
     return found
 
