@@ -94,6 +94,12 @@ def get_config() -> ConfigDict:
     config.loss.freeze_trunk = False
     # The target of the first masked track is the draft's.
     config.loss.tie_first = False
+    # Divides the logits of draft and target in the loss, for a sampler that will do so, best on what it has drawn.
+    config.loss.temperature = 1.0
+    # The target learns what the frozen trunk says of its own next track instead of the tokens of the data, from so many
+    # passes a row that reveal up to so many more tracks; 0 for the data's tokens.
+    config.loss.teacher_passes = 0
+    config.loss.teacher_span = 64
 
     config.optimizer = ConfigDict()
     # "adamw", or "muon" (matrices by Muon, the rest by Adam).

@@ -38,6 +38,11 @@ class LossConfig:
             verify; 0 for all of them. A row weighs the same either way.
         freeze_trunk: train the causal part alone, on a trunk that stays as it is.
         tie_first: the target of the first masked track is the draft's (METHOD.md section 5, tied first track).
+        temperature: the logits of draft and target are divided by it, for a sampler that will do so, best on what it
+            has drawn.
+        teacher_passes: the target learns what the frozen trunk says of its own next track, from so many passes a row
+            (METHOD.md section 4, "Taught by the trunk"); 0 for the tokens of the data.
+        teacher_span: tracks by which these passes differ at most.
     """
 
     draft_weight: float = 1.0
@@ -46,6 +51,9 @@ class LossConfig:
     target_tracks: int = 0
     freeze_trunk: bool = False
     tie_first: bool = False
+    temperature: float = 1.0
+    teacher_passes: int = 0
+    teacher_span: int = 64
 
     def __post_init__(self):
         for name in ("draft_weight", "target_weight"):
@@ -63,6 +71,24 @@ class LossConfig:
             raise ValueError("loss.draft_weight and loss.target_weight are both 0: nothing would be trained")
         if self.freeze_trunk and self.target_weight == 0:
             raise ValueError("loss.freeze_trunk trains the causal part alone: loss.target_weight must be positive")
+        if not 0 < self.temperature < np.inf:
+            raise ValueError(f"loss.temperature must be positive and finite, got {self.temperature!r}")
+        if self.teacher_passes < 0 or self.teacher_passes == 1:
+            raise ValueError(f"loss.teacher_passes must be 0 or at least 2, got {self.teacher_passes!r}")
+        if self.teacher_span < 1:
+            raise ValueError(f"loss.teacher_span must be at least 1, got {self.teacher_span!r}")
+        if self.teacher_passes and not self.freeze_trunk:
+            raise ValueError("loss.teacher_passes makes the trunk a teacher, which stands still: set loss.freeze_trunk")
+        if self.teacher_passes and (self.window_step or self.target_tracks or self.tie_first):
+            raise ValueError(
+                "loss.teacher_passes says itself where the target learns: leave loss.window_step, loss.target_tracks "
+                "and loss.tie_first as they are by default"
+            )
+
+    @property
+    def passes(self) -> int:
+        """How often a step passes each row through the network."""
+        return self.teacher_passes or 1
 
 
 def token_nll(logits_BxSxV: jax.Array, tokens_BxS: jax.Array) -> jax.Array:

@@ -129,7 +129,7 @@ class _Run:
         self.programs = programs.make_programs(config, mesh, data.tokenizer.num_tokens)
         self.abstract = self.programs.abstract
         self.root_key = sharding.root_key(mesh, config.seed)
-        self.flops_per_token = flops.train_flops_per_token(
+        self.flops_per_token = config.loss.passes * flops.train_flops_per_token(
             self.programs.network.config, config.length, config.loss.freeze_trunk
         )
 

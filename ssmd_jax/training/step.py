@@ -10,7 +10,7 @@ import optax
 from ssmd_jax.diffusion import loss, masking, orders
 from ssmd_jax.diffusion.loss import LossConfig
 from ssmd_jax.model.causal import SpeculativeNetwork
-from ssmd_jax.training import cross_entropy, keys
+from ssmd_jax.training import cross_entropy, distillation, keys
 from ssmd_jax.training.optimizer import freeze, is_trained
 from ssmd_jax.training.state import TrainState
 
@@ -78,8 +78,9 @@ def token_losses(
     scored_BxD = jnp.minimum(true_BxD, num_tokens - 1)
     counted_BxD = loss.masked_tracks(num_revealed_B, end_B, length)
     weights = loss.loss_weights(num_revealed_B, all_lengths_B, length, loss_config)
+    kernel_CxV = network.head_of(params) / loss_config.temperature
     score = lambda x_BxDxC, weights_BxD: cross_entropy.weighted_nll(
-        x_BxDxC, network.head_of(params), scored_BxD, weights_BxD, counted_BxD, num_tokens
+        x_BxDxC, kernel_CxV, scored_BxD, weights_BxD, counted_BxD, num_tokens
     )
     if not network.config.n_causal:  # the target is the draft
         total, nll_BxD = score(draft_BxDxC, weights[0] + weights[1])
@@ -106,10 +107,13 @@ def loss_fn(
     """The training loss; arguments as `token_losses`.
 
     Returns:
-        The weighted loss, and `{"draft_loss", "target_loss"}`, nats per token.
+        The weighted loss, and `{"draft_loss", "target_loss"}`, nats per token; with `teacher_passes` those of
+        `distillation.teacher_loss`.
     """
     if loss_config.freeze_trunk:
         params = freeze(params)
+    if loss_config.teacher_passes:
+        return distillation.teacher_loss(params, network, tokens_BxD, lengths_B, key, loss_config, deterministic)
     total, *by_track = token_losses(params, network, tokens_BxD, lengths_B, key, loss_config, deterministic)
     _, terms = loss.two_term_loss(*by_track, loss_config)
     return total, terms

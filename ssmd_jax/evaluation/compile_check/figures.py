@@ -186,7 +186,7 @@ def _refusal(text: str) -> str:
 
 def train_flops(config: ExperimentConfig, model: HybridConfig) -> float:
     """Of a train step, over all devices."""
-    per_token = train_flops_per_token(model, config.length, config.loss.freeze_trunk)
+    per_token = config.loss.passes * train_flops_per_token(model, config.length, config.loss.freeze_trunk)
     return config.training.batch_size * config.length * per_token
 
 

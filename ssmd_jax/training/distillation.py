@@ -1,0 +1,100 @@
+"""A causal part that learns from its own frozen trunk (METHOD.md section 4, "Taught by the trunk").
+
+Revealed one at a time, track `m` is drawn from the trunk's own prediction given the tracks before it: the law that a
+verifier on this trunk is to have. A pass of the trunk with `m` revealed tracks knows it, whole, where a training text
+shows one token drawn from it, and it knows it of any text, also of what the trunk has drawn itself.
+
+Every row is passed `P` times with different numbers of revealed tracks. What one pass drafts for its first masked track
+is what the targets of all passes with as many revealed tracks or fewer should say there: `P (P + 1) / 2` laws from `P`
+passes.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from ssmd_jax.diffusion import masking, orders
+from ssmd_jax.diffusion.loss import LossConfig
+from ssmd_jax.model.causal import SpeculativeNetwork
+from ssmd_jax.training import keys
+
+
+def teacher_loss(
+    params,
+    network: SpeculativeNetwork,
+    tokens_BxD: jax.Array,
+    lengths_B: jax.Array | None,
+    key: jax.Array,
+    loss_config: LossConfig,
+    deterministic: bool,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The mean Kullback-Leibler divergence of the target from the trunk's own next track.
+
+    A row's first number of revealed tracks is stratified over the batch (METHOD.md section 4); its passes reveal
+    so many and up to `teacher_span` more, small distances as often as large ones by their logarithm. `P` are passes; a
+    pass `s` learns at the first masked track of pass `t`.
+
+    Args:
+        params: the network's parameters, the trunk's without gradients.
+        network: the network, with a causal part.
+        tokens_BxD: int tokens in sequence order.
+        lengths_B: int `[B]`, or None where all rows are full.
+        key: key of this batch.
+        loss_config: `teacher_passes`, `teacher_span`, `temperature` and `target_weight`; the trunk has no dropout.
+        deterministic: no dropout.
+
+    Returns:
+        The loss, and `{"draft_loss", "target_loss"}`: nats of divergence of the draft and of the target of one pass
+        from what the trunk says when the tracks between are revealed too.
+    """
+    (batch, length), passes = tokens_BxD.shape, loss_config.teacher_passes
+    all_lengths_B = jnp.full((batch,), length, jnp.int32) if lengths_B is None else lengths_B
+    order_BxD = orders.uniform_order(keys.row_keys(keys.stream(key, "order"), batch), all_lengths_B, length)
+    revealed_BxP = revealed_of_passes(key, all_lengths_B, loss_config)
+    true_BxD = orders.to_order_space(tokens_BxD, order_BxD)
+    # Row `b` of the batch becomes rows `b P .. b P + P - 1`, so that each device keeps its own.
+    each = lambda x: None if x is None else jnp.repeat(x, passes, axis=0)
+    masked_NxD = masking.mask_suffix(each(true_BxD), revealed_BxP.reshape(-1), network.config.num_tokens)
+    pair_NxDxC = network.apply(
+        {"params": params},
+        masked_NxD,
+        each(true_BxD),
+        each(order_BxD),
+        each(lengths_B),
+        deterministic,
+        True,
+        rngs=None if deterministic else {"dropout": keys.stream(key, "dropout")},
+        method="hidden_pair",
+    )
+    kernel_CxV = network.head_of(params)[:, : network.config.num_tokens] / loss_config.temperature
+
+    def log_probs_BxSxTxV(x_NxDxC):
+        x_BxSxDxC = x_NxDxC.reshape(batch, passes, length, -1)
+        x_BxSxTxC = jnp.take_along_axis(x_BxSxDxC, revealed_BxP[:, None, :, None], axis=2)
+        product = jnp.einsum(
+            "BSTC,CV->BSTV", x_BxSxTxC, kernel_CxV.astype(x_NxDxC.dtype), preferred_element_type=jnp.float32
+        )
+        return jax.nn.log_softmax(product)
+
+    draft_BxSxTxV, target_BxSxTxV = map(log_probs_BxSxTxV, pair_NxDxC)
+    teacher_BxTxV = jax.lax.stop_gradient(jnp.einsum("BTTV->BTV", draft_BxSxTxV))
+    counted_BxSxT = (revealed_BxP[:, :, None] <= revealed_BxP[:, None, :]) & (all_lengths_B > 0)[:, None, None]
+
+    def divergence(student_BxSxTxV):
+        teacher_Bx1xTxV = teacher_BxTxV[:, None]
+        divergence_BxSxT = jnp.sum(jnp.exp(teacher_Bx1xTxV) * (teacher_Bx1xTxV - student_BxSxTxV), axis=-1)
+        return jnp.sum(jnp.where(counted_BxSxT, divergence_BxSxT, 0.0)) / jnp.sum(counted_BxSxT)
+
+    terms = {"draft_loss": divergence(draft_BxSxTxV), "target_loss": divergence(target_BxSxTxV)}
+    return loss_config.target_weight * terms["target_loss"], terms
+
+
+def revealed_of_passes(key: jax.Array, lengths_B: jax.Array, config: LossConfig) -> jax.Array:
+    """Number of revealed tracks of each pass over each row, int32 `[B, P]`, all smaller than the row's length.
+
+    `i + floor((span + 1)^u) - 1` with `u` uniform for each pass and `i` one number for the row, cut at its last track.
+    """
+    num_revealed_B = masking.stratified_num_revealed(keys.stream(key, "reveal"), lengths_B)
+    row_keys = keys.row_keys(keys.stream(key, "teacher"), lengths_B.shape[0])
+    uniform_BxP = jax.vmap(lambda row_key: jax.random.uniform(row_key, (config.teacher_passes,)))(row_keys)
+    further_BxP = ((config.teacher_span + 1.0) ** uniform_BxP).astype(jnp.int32) - 1
+    return jnp.clip(num_revealed_B[:, None] + further_BxP, 0, jnp.maximum(lengths_B[:, None] - 1, 0))
