@@ -5,7 +5,8 @@
     python -m launch.arithmetic --drafter=runs/arithmetic/drafter --verifier=runs/arithmetic/verifier --output=results
 
 Run for 14,000 and 10,500 steps: 6 and 7 minutes of one H200, then 17 and 26 % of the answers are right, and still more
-with every step (README). Characters are tokens. The drafter has 4.9 million parameters, the verifier 25.0 million. `tiny` is for tests.
+with every step (README). Characters are tokens. The drafter has 4.9 million parameters, the verifier 25.0 million.
+`tiny` is for tests.
 """
 
 from ml_collections import ConfigDict, config_dict

@@ -96,8 +96,8 @@ def get_config() -> ConfigDict:
     config.loss.tie_first = False
     # Divides the logits of draft and target in the loss, for a sampler that will do so, best on what it has drawn.
     config.loss.temperature = 1.0
-    # The target learns what the frozen trunk says of its own next track instead of the tokens of the data, from so many
-    # passes a row that reveal up to so many more tracks; 0 for the data's tokens.
+    # The target learns what the trunk says of its own next track instead of the tokens of the data, from so many passes
+    # a row, at distances below the span; 0 for the data's tokens.
     config.loss.teacher_passes = 0
     config.loss.teacher_span = 64
 

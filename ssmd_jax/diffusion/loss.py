@@ -40,9 +40,9 @@ class LossConfig:
         tie_first: the target of the first masked track is the draft's (METHOD.md section 5, tied first track).
         temperature: the logits of draft and target are divided by it, for a sampler that will do so, best on what it
             has drawn.
-        teacher_passes: the target learns what the frozen trunk says of its own next track, from so many passes a row
+        teacher_passes: the target learns what the trunk says of its own next track, from so many passes a row
             (METHOD.md section 4, "Taught by the trunk"); 0 for the tokens of the data.
-        teacher_span: tracks by which these passes differ at most.
+        teacher_span: the target learns at distances below it.
     """
 
     draft_weight: float = 1.0
@@ -77,8 +77,11 @@ class LossConfig:
             raise ValueError(f"loss.teacher_passes must be 0 or at least 2, got {self.teacher_passes!r}")
         if self.teacher_span < 1:
             raise ValueError(f"loss.teacher_span must be at least 1, got {self.teacher_span!r}")
-        if self.teacher_passes and not self.freeze_trunk:
-            raise ValueError("loss.teacher_passes makes the trunk a teacher, which stands still: set loss.freeze_trunk")
+        if self.teacher_passes and not self.freeze_trunk and self.draft_weight == 0:
+            raise ValueError(
+                "loss.teacher_passes with loss.draft_weight 0 would let the trunk please its student: set "
+                "loss.freeze_trunk, or a positive loss.draft_weight"
+            )
         if self.teacher_passes and (self.window_step or self.target_tracks or self.tie_first):
             raise ValueError(
                 "loss.teacher_passes says itself where the target learns: leave loss.window_step, loss.target_tracks "

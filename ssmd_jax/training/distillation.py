@@ -1,4 +1,4 @@
-"""A causal part that learns from its own frozen trunk (METHOD.md section 4, "Taught by the trunk").
+"""A causal part that learns from its own trunk (METHOD.md section 4, "Taught by the trunk").
 
 Revealed one at a time, track `m` is drawn from the trunk's own prediction given the tracks before it: the law that a
 verifier on this trunk is to have. A pass of the trunk with `m` revealed tracks knows it, whole, where a training text
@@ -12,10 +12,10 @@ passes.
 import jax
 import jax.numpy as jnp
 
-from ssmd_jax.diffusion import masking, orders
+from ssmd_jax.diffusion import loss, masking, orders
 from ssmd_jax.diffusion.loss import LossConfig
 from ssmd_jax.model.causal import SpeculativeNetwork
-from ssmd_jax.training import keys
+from ssmd_jax.training import cross_entropy, keys
 
 
 def teacher_loss(
@@ -29,17 +29,18 @@ def teacher_loss(
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """The mean Kullback-Leibler divergence of the target from the trunk's own next track.
 
-    A row's first number of revealed tracks is stratified over the batch (METHOD.md section 4); its passes reveal
-    so many and up to `teacher_span` more, small distances as often as large ones by their logarithm. `P` are passes; a
-    pass `s` learns at the first masked track of pass `t`.
+    A trunk that is not frozen goes on learning from the tokens meanwhile: the draft's term of the ordinary loss is
+    added, the mean over all passes, and the target's divergence reaches the trunk as its student, never as its teacher.
+    `P` are passes; a pass `s` learns at the first masked track of pass `t`.
 
     Args:
-        params: the network's parameters, the trunk's without gradients.
+        params: the network's parameters, a frozen trunk's without gradients.
         network: the network, with a causal part.
         tokens_BxD: int tokens in sequence order.
         lengths_B: int `[B]`, or None where all rows are full.
         key: key of this batch.
-        loss_config: `teacher_passes`, `teacher_span`, `temperature` and `target_weight`; the trunk has no dropout.
+        loss_config: `teacher_passes`, `teacher_span`, `temperature`, the weights and `freeze_trunk`; a frozen trunk has
+            no dropout.
         deterministic: no dropout.
 
     Returns:
@@ -61,7 +62,7 @@ def teacher_loss(
         each(order_BxD),
         each(lengths_B),
         deterministic,
-        True,
+        loss_config.freeze_trunk,
         rngs=None if deterministic else {"dropout": keys.stream(key, "dropout")},
         method="hidden_pair",
     )
@@ -77,7 +78,9 @@ def teacher_loss(
 
     draft_BxSxTxV, target_BxSxTxV = map(log_probs_BxSxTxV, pair_NxDxC)
     teacher_BxTxV = jax.lax.stop_gradient(jnp.einsum("BTTV->BTV", draft_BxSxTxV))
-    counted_BxSxT = (revealed_BxP[:, :, None] <= revealed_BxP[:, None, :]) & (all_lengths_B > 0)[:, None, None]
+    distance_BxSxT = revealed_BxP[:, None, :] - revealed_BxP[:, :, None]
+    is_near_BxSxT = (distance_BxSxT >= 0) & (distance_BxSxT < loss_config.teacher_span)
+    counted_BxSxT = is_near_BxSxT & (all_lengths_B > 0)[:, None, None]
 
     def divergence(student_BxSxTxV):
         teacher_Bx1xTxV = teacher_BxTxV[:, None]
@@ -85,16 +88,31 @@ def teacher_loss(
         return jnp.sum(jnp.where(counted_BxSxT, divergence_BxSxT, 0.0)) / jnp.sum(counted_BxSxT)
 
     terms = {"draft_loss": divergence(draft_BxSxTxV), "target_loss": divergence(target_BxSxTxV)}
-    return loss_config.target_weight * terms["target_loss"], terms
+    total = loss_config.target_weight * terms["target_loss"]
+    if not loss_config.freeze_trunk:
+        revealed_N, lengths_N = revealed_BxP.reshape(-1), each(all_lengths_B)
+        # Padding may hold the mask id, which has no logit; those tracks never count.
+        scored_NxD = jnp.minimum(each(true_BxD), network.config.num_tokens - 1)
+        total += cross_entropy.weighted_nll(
+            pair_NxDxC[0],
+            network.head_of(params) / loss_config.temperature,
+            scored_NxD,
+            loss.loss_weights(revealed_N, lengths_N, length, loss_config)[0],
+            loss.masked_tracks(revealed_N, lengths_N, length),
+            network.config.num_tokens,
+        )[0]
+    return total, terms
 
 
 def revealed_of_passes(key: jax.Array, lengths_B: jax.Array, config: LossConfig) -> jax.Array:
     """Number of revealed tracks of each pass over each row, int32 `[B, P]`, all smaller than the row's length.
 
-    `i + floor((span + 1)^u) - 1` with `u` uniform for each pass and `i` one number for the row, cut at its last track.
+    `i + floor((span + 1)^u) - 1` modulo the length, `u` uniform for each pass and `i` stratified over the batch
+    (METHOD.md section 4): small distances are as frequent as large ones by their logarithm, and every pass by itself
+    reveals each number of tracks as often as any other.
     """
     num_revealed_B = masking.stratified_num_revealed(keys.stream(key, "reveal"), lengths_B)
     row_keys = keys.row_keys(keys.stream(key, "teacher"), lengths_B.shape[0])
     uniform_BxP = jax.vmap(lambda row_key: jax.random.uniform(row_key, (config.teacher_passes,)))(row_keys)
     further_BxP = ((config.teacher_span + 1.0) ** uniform_BxP).astype(jnp.int32) - 1
-    return jnp.clip(num_revealed_B[:, None] + further_BxP, 0, jnp.maximum(lengths_B[:, None] - 1, 0))
+    return (num_revealed_B[:, None] + further_BxP) % jnp.maximum(lengths_B[:, None], 1)
