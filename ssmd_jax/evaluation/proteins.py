@@ -36,6 +36,8 @@ class Judged(NamedTuple):
         composition_divergence: of the letters' frequencies from those of the reference, bits (Jensen-Shannon).
         word_divergence: the same of words of three letters. It tells gross faults alone: natural sequences repeat
             themselves and come in families, so that shuffled ones have a smaller one.
+        letter_entropy: of the letters of one sequence, bits, the mean over sequences: what a sampler that is too sure
+            of itself lowers, as a lower temperature does.
         pfam: share with a Pfam hit.
         novelty: 1 - identity to the nearest protein of the reference, over the length of the sequence.
         unknown: share without any alignment to the reference.
@@ -50,6 +52,7 @@ class Judged(NamedTuple):
     mean_length: float
     composition_divergence: float
     word_divergence: float
+    letter_entropy: Estimate
     pfam: Estimate | None = None
     novelty: Estimate | None = None
     unknown: Estimate | None = None
@@ -77,6 +80,13 @@ def word_counts(sequences: Sequence[str], size: int) -> np.ndarray:
         words_N = words_N * len(LETTERS) + part_N
         is_word_N &= part_N >= 0
     return np.bincount(words_N[is_word_N], minlength=len(LETTERS) ** size)
+
+
+def letter_entropies(sequences: Sequence[str]) -> np.ndarray:
+    """Entropy of each sequence's own letters, bits, float64 `[N]`; other letters than the 20 are left out."""
+    counts_Nx20 = np.array([word_counts([sequence], 1) for sequence in sequences], np.float64)
+    share_Nx20 = counts_Nx20 / counts_Nx20.sum(axis=1, keepdims=True)
+    return -np.sum(share_Nx20 * np.log2(np.where(share_Nx20 > 0, share_Nx20, 1.0)), axis=1)
 
 
 def divergence(counts_W: np.ndarray, other_W: np.ndarray) -> float:
@@ -219,7 +229,8 @@ def judge(
             figures["plddt"] = mean(protein_tools.mean_plddt(sequences, folding, progress))
         divergences = [divergence(word_counts(sequences, s), n) for s, n in zip((1, WORD), natural, strict=True)]
         length = float(np.mean([len(sequence) for sequence in sequences]))
-        judged.append(Judged(name, len(sequences), length, *divergences, **figures))
+        entropy = mean(letter_entropies(sequences))
+        judged.append(Judged(name, len(sequences), length, *divergences, entropy, **figures))
         if progress is not None:
             progress(f"{name}: {len(sequences)} sequences judged")
     return judged

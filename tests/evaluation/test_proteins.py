@@ -81,6 +81,13 @@ def test_letters_that_no_model_draws_are_given_and_not_judged():
     np.testing.assert_allclose(found, np.mean(np.array(nll)[np.random.default_rng(3).integers(0, 3, 30)]), rtol=1e-4)
 
 
+def test_letter_entropy_is_that_of_each_sequence_by_itself():
+    """One letter says nothing, two as often as each other a bit, and what is no letter does not count."""
+    found = proteins.letter_entropies(["AAAA", "ACAC", "AACX", proteins.LETTERS])
+    third = -(2 / 3) * np.log2(2 / 3) - (1 / 3) * np.log2(1 / 3)
+    np.testing.assert_allclose(found, [0.0, 1.0, third, np.log2(20)], atol=1e-12)
+
+
 @pytest.fixture
 def files(tmp_path):
     paths = {}
@@ -96,6 +103,7 @@ def test_files_are_judged_beside_natural_and_shuffled(files, capsys):
     natural, mixed = result["sets"][1:]
     assert natural["num_sequences"] == 10 and natural["mean_length"] == mixed["mean_length"]
     assert natural["composition_divergence"] == mixed["composition_divergence"]
+    assert natural["letter_entropy"] == mixed["letter_entropy"]
     assert all(one["pfam"] is None and one["plddt"] is None for one in result["sets"])
     table = capsys.readouterr().err
     assert "word divergence" in table and "pfam" not in table
