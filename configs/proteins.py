@@ -6,10 +6,11 @@
         --config.training.init_from=runs/proteins_trunk
 
 `trunk` trains the bidirectional blocks alone as masked diffusion, `head` a causal block on the frozen trunk, `finetune`
-the same with the trunk trained at a tenth of the rate. `:head-35M` and `:head-150M` have the sizes of the published
-ESM-2; for them, and for DPLM of 150 M, `init_from` can name the folder that Hugging Face publishes, with no run of
-`trunk` before. Run for 5,500 steps of `trunk`, 4,000 more with `init_from` the first, and 3,000 of `head`: 8, 12 and 5
-minutes of one H200 (README). Without a GPU: --config.model.attention=xla.
+the same with the trunk trained at a tenth of the rate. `loss.teacher_passes=4` teaches a head its trunk's own law.
+`:head-35M` and `:head-150M` have the sizes of the published ESM-2; for them, and for DPLM of 150 M, `init_from` can
+name the folder that Hugging Face publishes, with no run of `trunk` before. Run for 5,500 steps of `trunk`, 4,000 more
+with `init_from` the first, and 3,000 of `head`: 8, 12 and 5 minutes of one H200 (README). Without a GPU:
+--config.model.attention=xla.
 """
 
 from ml_collections import ConfigDict
