@@ -94,10 +94,10 @@ def get_config() -> ConfigDict:
     config.loss.freeze_trunk = False
     # The target of the first masked track is the draft's.
     config.loss.tie_first = False
-    # Divides the logits of draft and target in the loss, for a sampler that will do so, best on what it has drawn.
+    # Divides the logits of draft and target in the loss: that of the sampler, for a head trained on what it drew.
     config.loss.temperature = 1.0
     # The target learns what the trunk says of its own next track instead of the tokens of the data, from so many passes
-    # a row, at distances below the span; 0 for the data's tokens.
+    # a row, at distances below the span, which should cover the widest window; 0 for the data's tokens.
     config.loss.teacher_passes = 0
     config.loss.teacher_span = 64
 

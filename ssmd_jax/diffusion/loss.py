@@ -75,8 +75,10 @@ class LossConfig:
             raise ValueError(f"loss.temperature must be positive and finite, got {self.temperature!r}")
         if self.teacher_passes < 0 or self.teacher_passes == 1:
             raise ValueError(f"loss.teacher_passes must be 0 or at least 2, got {self.teacher_passes!r}")
-        if self.teacher_span < 1:
-            raise ValueError(f"loss.teacher_span must be at least 1, got {self.teacher_span!r}")
+        if self.teacher_span < 2:
+            raise ValueError(f"loss.teacher_span must be at least 2, got {self.teacher_span!r}")
+        if self.teacher_passes and self.target_weight == 0:
+            raise ValueError("loss.teacher_passes teaches the target: loss.target_weight must be positive")
         if self.teacher_passes and not self.freeze_trunk and self.draft_weight == 0:
             raise ValueError(
                 "loss.teacher_passes with loss.draft_weight 0 would let the trunk please its student: set "

@@ -279,6 +279,13 @@ class ExperimentConfig:
             raise ValueError("model.trunk 'esm2' needs the ids of data.tokenizer 'esm2'")
         if self.loss.freeze_trunk and not self.model.n_causal:
             raise ValueError("loss.freeze_trunk trains the causal part alone, but model.n_causal is 0")
+        if self.loss.teacher_passes and not self.model.n_causal:
+            raise ValueError("loss.teacher_passes teaches the causal part, but model.n_causal is 0")
+        if self.loss.teacher_passes and not self.loss.freeze_trunk and self.model.dropout:
+            raise ValueError(
+                "loss.teacher_passes takes the trunk's draft as it is, and model.dropout would disturb it: set it to 0 "
+                "or set loss.freeze_trunk"
+            )
         if self.loss.tie_first and not self.sampling.tie_first:
             raise ValueError(
                 "loss.tie_first leaves the target of the first track untrained, and sampling would verify with it: "

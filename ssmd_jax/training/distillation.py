@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from ssmd_jax.diffusion import loss, masking, orders
 from ssmd_jax.diffusion.loss import LossConfig
 from ssmd_jax.model.causal import SpeculativeNetwork
+from ssmd_jax.model.partitioning import constrain
 from ssmd_jax.training import cross_entropy, keys
 
 
@@ -31,7 +32,7 @@ def teacher_loss(
 
     A trunk that is not frozen goes on learning from the tokens meanwhile: the draft's term of the ordinary loss is
     added, the mean over all passes, and the target's divergence reaches the trunk as its student, never as its teacher.
-    `P` are passes; a pass `s` learns at the first masked track of pass `t`.
+    `P` are passes; a pass `s` learns at the first masked track of pass `t`, which takes memory for `B P^2 V` logits.
 
     Args:
         params: the network's parameters, a frozen trunk's without gradients.
@@ -45,7 +46,8 @@ def teacher_loss(
 
     Returns:
         The loss, and `{"draft_loss", "target_loss"}`: nats of divergence of the draft and of the target of one pass
-        from what the trunk says when the tracks between are revealed too.
+        from what the trunk says when the tracks between, at least one, are revealed too. With a trunk that learns on
+        `"draft_nll"` as well, nats per token.
     """
     (batch, length), passes = tokens_BxD.shape, loss_config.teacher_passes
     all_lengths_B = jnp.full((batch,), length, jnp.int32) if lengths_B is None else lengths_B
@@ -66,53 +68,61 @@ def teacher_loss(
         rngs=None if deterministic else {"dropout": keys.stream(key, "dropout")},
         method="hidden_pair",
     )
-    kernel_CxV = network.head_of(params)[:, : network.config.num_tokens] / loss_config.temperature
+    kernel_CxV = network.head_of(params)
 
     def log_probs_BxSxTxV(x_NxDxC):
         x_BxSxDxC = x_NxDxC.reshape(batch, passes, length, -1)
         x_BxSxTxC = jnp.take_along_axis(x_BxSxDxC, revealed_BxP[:, None, :, None], axis=2)
-        product = jnp.einsum(
+        logits_BxSxTxV = jnp.einsum(
             "BSTC,CV->BSTV", x_BxSxTxC, kernel_CxV.astype(x_NxDxC.dtype), preferred_element_type=jnp.float32
         )
-        return jax.nn.log_softmax(product)
+        logits_BxSxTxV = constrain(logits_BxSxTxV, ("batch", None, None, "vocab"))[..., : network.config.num_tokens]
+        return jax.nn.log_softmax(logits_BxSxTxV / loss_config.temperature)
 
     draft_BxSxTxV, target_BxSxTxV = map(log_probs_BxSxTxV, pair_NxDxC)
     teacher_BxTxV = jax.lax.stop_gradient(jnp.einsum("BTTV->BTV", draft_BxSxTxV))
     distance_BxSxT = revealed_BxP[:, None, :] - revealed_BxP[:, :, None]
-    is_near_BxSxT = (distance_BxSxT >= 0) & (distance_BxSxT < loss_config.teacher_span)
-    counted_BxSxT = is_near_BxSxT & (all_lengths_B > 0)[:, None, None]
 
-    def divergence(student_BxSxTxV):
+    def divergence(student_BxSxTxV, least: int):
+        """The mean over each row's pairs at distances from `least` on; rows weigh as many tokens as they have."""
         teacher_Bx1xTxV = teacher_BxTxV[:, None]
         divergence_BxSxT = jnp.sum(jnp.exp(teacher_Bx1xTxV) * (teacher_Bx1xTxV - student_BxSxTxV), axis=-1)
-        return jnp.sum(jnp.where(counted_BxSxT, divergence_BxSxT, 0.0)) / jnp.sum(counted_BxSxT)
+        # Passes that went round a row's end are further apart than any window.
+        counted_BxSxT = (distance_BxSxT >= least) & (distance_BxSxT < loss_config.teacher_span)
+        count_B = jnp.sum(counted_BxSxT, axis=(1, 2))
+        mean_B = jnp.sum(jnp.where(counted_BxSxT, divergence_BxSxT, 0.0), axis=(1, 2)) / jnp.maximum(count_B, 1)
+        weight_B = all_lengths_B * (count_B > 0)
+        return jnp.sum(weight_B * mean_B) / jnp.maximum(jnp.sum(weight_B), 1)
 
-    terms = {"draft_loss": divergence(draft_BxSxTxV), "target_loss": divergence(target_BxSxTxV)}
-    total = loss_config.target_weight * terms["target_loss"]
+    terms = {"draft_loss": divergence(draft_BxSxTxV, 1), "target_loss": divergence(target_BxSxTxV, 1)}
+    total = loss_config.target_weight * divergence(target_BxSxTxV, 0)
     if not loss_config.freeze_trunk:
         revealed_N, lengths_N = revealed_BxP.reshape(-1), each(all_lengths_B)
         # Padding may hold the mask id, which has no logit; those tracks never count.
         scored_NxD = jnp.minimum(each(true_BxD), network.config.num_tokens - 1)
-        total += cross_entropy.weighted_nll(
+        draft_total, draft_nll_NxD = cross_entropy.weighted_nll(
             pair_NxDxC[0],
-            network.head_of(params) / loss_config.temperature,
+            kernel_CxV / loss_config.temperature,
             scored_NxD,
             loss.loss_weights(revealed_N, lengths_N, length, loss_config)[0],
             loss.masked_tracks(revealed_N, lengths_N, length),
             network.config.num_tokens,
-        )[0]
+        )
+        total += draft_total
+        terms["draft_nll"] = loss.diffusion_loss(draft_nll_NxD, revealed_N, lengths_N)
     return total, terms
 
 
 def revealed_of_passes(key: jax.Array, lengths_B: jax.Array, config: LossConfig) -> jax.Array:
     """Number of revealed tracks of each pass over each row, int32 `[B, P]`, all smaller than the row's length.
 
-    `i + floor((span + 1)^u) - 1` modulo the length, `u` uniform for each pass and `i` stratified over the batch
-    (METHOD.md section 4): small distances are as frequent as large ones by their logarithm, and every pass by itself
-    reveals each number of tracks as often as any other.
+    `i + floor((span + 1)^u) - 1` modulo the length, `u` stratified over the passes and `i` over the batch (METHOD.md
+    section 4): small distances are as frequent as large ones by their logarithm, and every pass by itself reveals each
+    number of tracks as often as any other.
     """
     num_revealed_B = masking.stratified_num_revealed(keys.stream(key, "reveal"), lengths_B)
     row_keys = keys.row_keys(keys.stream(key, "teacher"), lengths_B.shape[0])
     uniform_BxP = jax.vmap(lambda row_key: jax.random.uniform(row_key, (config.teacher_passes,)))(row_keys)
+    uniform_BxP = (jnp.arange(config.teacher_passes)[None] + uniform_BxP) / config.teacher_passes
     further_BxP = ((config.teacher_span + 1.0) ** uniform_BxP).astype(jnp.int32) - 1
     return (num_revealed_B[:, None] + further_BxP) % jnp.maximum(lengths_B[:, None], 1)

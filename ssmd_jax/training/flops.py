@@ -2,6 +2,7 @@
 
 import jax
 
+from ssmd_jax.diffusion.loss import LossConfig
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.training.cross_entropy import CHUNKED_FROM
 
@@ -59,3 +60,13 @@ def train_flops_per_token(
     if freeze_trunk:
         return float(trunk + head + 3 * causal + 2 * head)
     return 3.0 * (trunk + causal + 2 * head)
+
+
+def step_flops_per_token(config: HybridConfig, length: int, loss: LossConfig) -> float:
+    """`train_flops_per_token` of all passes that a step makes over a token of a row.
+
+    Taught by a frozen trunk, each pass applies the head to one track for every pass of its row.
+    """
+    taught = loss.teacher_passes and loss.freeze_trunk
+    head_tracks = min(loss.passes / length, 1.0) if taught else None
+    return loss.passes * train_flops_per_token(config, length, loss.freeze_trunk, head_tracks)

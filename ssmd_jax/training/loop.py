@@ -129,9 +129,7 @@ class _Run:
         self.programs = programs.make_programs(config, mesh, data.tokenizer.num_tokens)
         self.abstract = self.programs.abstract
         self.root_key = sharding.root_key(mesh, config.seed)
-        self.flops_per_token = config.loss.passes * flops.train_flops_per_token(
-            self.programs.network.config, config.length, config.loss.freeze_trunk
-        )
+        self.flops_per_token = flops.step_flops_per_token(self.programs.network.config, config.length, config.loss)
 
     def first_state(self, checkpoints: Checkpoints) -> tuple[TrainState, Progress, int | None]:
         """The state to start from, what led to it, and the step it was resumed from. In order of precedence:

@@ -188,7 +188,8 @@ def make_train_step(
 ) -> Callable[[TrainState, jax.Array, jax.Array], tuple[TrainState, dict[str, jax.Array]]]:
     """The train step `(state, tokens [B, D], root key) -> (state, metrics)`, to be jitted by the caller.
 
-    Metrics are device scalars: `loss`, `draft_loss`, `target_loss` (nats per token), `grad_norm` (before clipping),
+    Metrics are device scalars: `loss`, `draft_loss`, `target_loss` (nats per token; with `teacher_passes` what
+    `distillation.teacher_loss` says), `grad_norm` (before clipping),
     `learning_rate`, and `finite`, false where the loss, the gradient or a number of the new state is not: losses and
     gradient speak of the parameters that the step was given, and a good one can still end in a bad update. Where rows
     are `padded` with the mask id there is `tokens` too, how many the batch holds without padding.

@@ -78,7 +78,9 @@ class Validation(NamedTuple):
 def make_eval_step(network: SpeculativeNetwork, loss_config: LossConfig, padded: bool = False) -> Callable:
     """The step `(params, tokens [B, D], key) -> sums`, to be jitted by the caller; `padded` as in the train step.
 
-    Whatever windows the loss is trained on, all masked tracks are judged, so that the draft's loss is a bound.
+    Whatever windows the loss is trained on, all masked tracks are judged, so that the draft's loss is a bound, at
+    `temperature` 1; draft and target are judged at the temperature that they are trained at, on the tokens, whoever
+    teaches.
     """
     loss_config = dataclasses.replace(loss_config, window_step=0.0)
 

@@ -14,7 +14,7 @@ from ssmd_jax.evaluation.compile_check.collectives import Collective, collective
 from ssmd_jax.evaluation.compile_check.traffic import loop_factor
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.training.config import ExperimentConfig
-from ssmd_jax.training.flops import train_flops_per_token
+from ssmd_jax.training.flops import step_flops_per_token, train_flops_per_token
 
 
 class Memory(NamedTuple):
@@ -186,7 +186,7 @@ def _refusal(text: str) -> str:
 
 def train_flops(config: ExperimentConfig, model: HybridConfig) -> float:
     """Of a train step, over all devices."""
-    per_token = config.loss.passes * train_flops_per_token(model, config.length, config.loss.freeze_trunk)
+    per_token = step_flops_per_token(model, config.length, config.loss)
     return config.training.batch_size * config.length * per_token
 
 
