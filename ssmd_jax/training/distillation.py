@@ -12,11 +12,11 @@ passes.
 import jax
 import jax.numpy as jnp
 
-from ssmd_jax.diffusion import loss, masking, orders
+from ssmd_jax.diffusion import loss, masking
 from ssmd_jax.diffusion.loss import LossConfig
 from ssmd_jax.model.causal import SpeculativeNetwork
 from ssmd_jax.model.partitioning import constrain
-from ssmd_jax.training import cross_entropy, keys
+from ssmd_jax.training import keys, masked_pass
 
 
 def teacher_loss(
@@ -50,23 +50,13 @@ def teacher_loss(
         `"draft_nll"` as well, nats per token.
     """
     (batch, length), passes = tokens_BxD.shape, loss_config.teacher_passes
-    all_lengths_B = jnp.full((batch,), length, jnp.int32) if lengths_B is None else lengths_B
-    order_BxD = orders.uniform_order(keys.row_keys(keys.stream(key, "order"), batch), all_lengths_B, length)
+    true_BxD, order_BxD, all_lengths_B = masked_pass.in_random_order(tokens_BxD, lengths_B, key)
     revealed_BxP = revealed_of_passes(key, all_lengths_B, loss_config)
-    true_BxD = orders.to_order_space(tokens_BxD, order_BxD)
     # Row `b` of the batch becomes rows `b P .. b P + P - 1`, so that each device keeps its own.
     each = lambda x: None if x is None else jnp.repeat(x, passes, axis=0)
-    masked_NxD = masking.mask_suffix(each(true_BxD), revealed_BxP.reshape(-1), network.config.num_tokens)
-    pair_NxDxC = network.apply(
-        {"params": params},
-        masked_NxD,
-        each(true_BxD),
-        each(order_BxD),
-        each(lengths_B),
-        deterministic,
-        loss_config.freeze_trunk,
-        rngs=None if deterministic else {"dropout": keys.stream(key, "dropout")},
-        method="hidden_pair",
+    true_NxD, revealed_N = each(true_BxD), revealed_BxP.reshape(-1)
+    pair_NxDxC = masked_pass.hidden_pair(
+        params, network, true_NxD, each(order_BxD), revealed_N, each(lengths_B), key, loss_config, deterministic
     )
     kernel_CxV = network.head_of(params)
 
@@ -83,10 +73,12 @@ def teacher_loss(
     teacher_BxTxV = jax.lax.stop_gradient(jnp.einsum("BTTV->BTV", draft_BxSxTxV))
     distance_BxSxT = revealed_BxP[:, None, :] - revealed_BxP[:, :, None]
 
-    def divergence(student_BxSxTxV, least: int):
-        """The mean over each row's pairs at distances from `least` on; rows weigh as many tokens as they have."""
+    def divergence(student_BxSxTxV):
         teacher_Bx1xTxV = teacher_BxTxV[:, None]
-        divergence_BxSxT = jnp.sum(jnp.exp(teacher_Bx1xTxV) * (teacher_Bx1xTxV - student_BxSxTxV), axis=-1)
+        return jnp.sum(jnp.exp(teacher_Bx1xTxV) * (teacher_Bx1xTxV - student_BxSxTxV), axis=-1)
+
+    def mean(divergence_BxSxT, least: int):
+        """Over each row's pairs at distances from `least` on; rows weigh as many tokens as they have."""
         # Passes that went round a row's end are further apart than any window.
         counted_BxSxT = (distance_BxSxT >= least) & (distance_BxSxT < loss_config.teacher_span)
         count_B = jnp.sum(counted_BxSxT, axis=(1, 2))
@@ -94,19 +86,19 @@ def teacher_loss(
         weight_B = all_lengths_B * (count_B > 0)
         return jnp.sum(weight_B * mean_B) / jnp.maximum(jnp.sum(weight_B), 1)
 
-    terms = {"draft_loss": divergence(draft_BxSxTxV, 1), "target_loss": divergence(target_BxSxTxV, 1)}
-    total = loss_config.target_weight * divergence(target_BxSxTxV, 0)
+    divergence_BxSxT = divergence(target_BxSxTxV)
+    terms = {"draft_loss": mean(divergence(draft_BxSxTxV), 1), "target_loss": mean(divergence_BxSxT, 1)}
+    total = loss_config.target_weight * mean(divergence_BxSxT, 0)
     if not loss_config.freeze_trunk:
-        revealed_N, lengths_N = revealed_BxP.reshape(-1), each(all_lengths_B)
-        # Padding may hold the mask id, which has no logit; those tracks never count.
-        scored_NxD = jnp.minimum(each(true_BxD), network.config.num_tokens - 1)
-        draft_total, draft_nll_NxD = cross_entropy.weighted_nll(
+        lengths_N = each(all_lengths_B)
+        draft_total, draft_nll_NxD = masked_pass.weighted_nll(
+            params,
+            network,
             pair_NxDxC[0],
-            kernel_CxV / loss_config.temperature,
-            scored_NxD,
+            true_NxD,
             loss.loss_weights(revealed_N, lengths_N, length, loss_config)[0],
             loss.masked_tracks(revealed_N, lengths_N, length),
-            network.config.num_tokens,
+            loss_config,
         )
         total += draft_total
         terms["draft_nll"] = loss.diffusion_loss(draft_nll_NxD, revealed_N, lengths_N)

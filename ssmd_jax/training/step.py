@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ssmd_jax.diffusion import loss, masking, orders
+from ssmd_jax.diffusion import loss, masking
 from ssmd_jax.diffusion.loss import LossConfig
 from ssmd_jax.model.causal import SpeculativeNetwork
-from ssmd_jax.training import cross_entropy, distillation, keys
+from ssmd_jax.training import distillation, keys, masked_pass
 from ssmd_jax.training.optimizer import freeze, is_trained
 from ssmd_jax.training.state import TrainState
 
@@ -44,8 +44,6 @@ def token_losses(
 ) -> TokenLosses:
     """Draws orders and masks, and runs the network once (METHOD.md section 4).
 
-    Row `b` draws its order from `fold_in(key, b)`, so that it depends neither on the sharding nor on the batch's size.
-
     Args:
         params: the network's parameters.
         network: the network.
@@ -55,32 +53,17 @@ def token_losses(
         loss_config: weights and options; a frozen trunk has no dropout, since it is to stay what it was.
         deterministic: no dropout.
     """
-    batch, length = tokens_BxD.shape
-    num_tokens = network.config.num_tokens
-    all_lengths_B = jnp.full((batch,), length, jnp.int32) if lengths_B is None else lengths_B
-    order_BxD = orders.uniform_order(keys.row_keys(keys.stream(key, "order"), batch), all_lengths_B, length)
+    length = tokens_BxD.shape[1]
+    true_BxD, order_BxD, all_lengths_B = masked_pass.in_random_order(tokens_BxD, lengths_B, key)
     num_revealed_B = masking.stratified_num_revealed(keys.stream(key, "reveal"), all_lengths_B)
     num_revealed_B, end_B = loss.window_of(num_revealed_B, all_lengths_B, length, loss_config)
-    true_BxD = orders.to_order_space(tokens_BxD, order_BxD)
-    masked_BxD = masking.mask_suffix(true_BxD, num_revealed_B, num_tokens)
-    draft_BxDxC, target_BxDxC = network.apply(
-        {"params": params},
-        masked_BxD,
-        true_BxD,
-        order_BxD,
-        lengths_B,
-        deterministic,
-        loss_config.freeze_trunk,
-        rngs=None if deterministic else {"dropout": keys.stream(key, "dropout")},
-        method="hidden_pair",
+    draft_BxDxC, target_BxDxC = masked_pass.hidden_pair(
+        params, network, true_BxD, order_BxD, num_revealed_B, lengths_B, key, loss_config, deterministic
     )
-    # Padding may hold the mask id, which has no logit; those tracks never count.
-    scored_BxD = jnp.minimum(true_BxD, num_tokens - 1)
     counted_BxD = loss.masked_tracks(num_revealed_B, end_B, length)
     weights = loss.loss_weights(num_revealed_B, all_lengths_B, length, loss_config)
-    kernel_CxV = network.head_of(params) / loss_config.temperature
-    score = lambda x_BxDxC, weights_BxD: cross_entropy.weighted_nll(
-        x_BxDxC, kernel_CxV, scored_BxD, weights_BxD, counted_BxD, num_tokens
+    score = lambda x_BxDxC, weights_BxD: masked_pass.weighted_nll(
+        params, network, x_BxDxC, true_BxD, weights_BxD, counted_BxD, loss_config
     )
     if not network.config.n_causal:  # the target is the draft
         total, nll_BxD = score(draft_BxDxC, weights[0] + weights[1])
