@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ssmd_jax.model.causal import ACTIVATION_AXES, Block, CausalPart, SpeculativeNetwork
 from ssmd_jax.model.config import HybridConfig
@@ -11,7 +12,10 @@ from ssmd_jax.model.partitioning import constrain
 
 
 class Trunk(nn.Module):
-    """`n_noncausal` bidirectional blocks of one kind, scanned."""
+    """`n_noncausal` bidirectional blocks of one kind, scanned.
+
+    Returns the last block's vectors, and a list of those of `config.tapped_blocks`.
+    """
 
     config: HybridConfig
     block: type[nn.Module] = Block
@@ -25,8 +29,11 @@ class Trunk(nn.Module):
             q, k = rotate(q, table), rotate(k, table)
             return full_attention(q, k, v, lengths_B, is_causal=False, implementation=config.attention)
 
+        taps = np.array(config.tapped_blocks, int)
+
         def body(block, x_BxDxC, _):
-            return block(x_BxDxC, attend, deterministic), None
+            x_BxDxC = block(x_BxDxC, attend, deterministic)
+            return x_BxDxC, x_BxDxC if taps.size else None
 
         if config.remat:
             body = nn.remat(body, prevent_cse=False)
@@ -38,7 +45,8 @@ class Trunk(nn.Module):
             unroll=config.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        return scan(self.block(config, name="blocks"), x_BxDxC, None)[0]
+        x_BxDxC, all_LxBxDxC = scan(self.block(config, name="blocks"), x_BxDxC, None)
+        return x_BxDxC, [all_LxBxDxC[index] for index in taps]
 
 
 class HybridTransformer(SpeculativeNetwork):
@@ -56,9 +64,10 @@ class HybridTransformer(SpeculativeNetwork):
             self.causal = CausalPart(config)
 
     def trunk(self, tokens_BxD, positions_BxD, lengths_B=None, deterministic: bool = True) -> jax.Array:
-        """Hidden vectors `h_BxDxC` from tokens whose masked tracks hold the mask id."""
+        """See `SpeculativeNetwork.trunk`."""
         x_BxDxC = constrain(self.embed(tokens_BxD), ACTIVATION_AXES)
-        return self.trunk_blocks(x_BxDxC, positions_BxD, lengths_B, deterministic)
+        h_BxDxC, taps = self.trunk_blocks(x_BxDxC, positions_BxD, lengths_B, deterministic)
+        return jnp.concatenate([h_BxDxC, *taps], axis=-1)
 
     def embed(self, tokens_BxS: jax.Array) -> jax.Array:
         """The embedding that the trunk reads too, `[B, S, C]`."""
