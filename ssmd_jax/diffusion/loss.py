@@ -41,7 +41,8 @@ class LossConfig:
         temperature: the logits of draft and target are divided by it, for a sampler that will do so, best on what it
             has drawn.
         teacher_passes: the target learns what the trunk says of its own next track, from so many passes a row
-            (METHOD.md section 4, "Taught by the trunk"); 0 for the tokens of the data.
+            (METHOD.md section 4, "Taught by the trunk"); 0 for the tokens of the data. A trunk that is not frozen is
+            held to the drafts of the one it was at the start, which teaches.
         teacher_span: the target learns at distances below it.
     """
 
@@ -81,8 +82,8 @@ class LossConfig:
             raise ValueError("loss.teacher_passes teaches the target: loss.target_weight must be positive")
         if self.teacher_passes and not self.freeze_trunk and self.draft_weight == 0:
             raise ValueError(
-                "loss.teacher_passes with loss.draft_weight 0 would let the trunk please its student: set "
-                "loss.freeze_trunk, or a positive loss.draft_weight"
+                "loss.teacher_passes with loss.draft_weight 0 would let the drafts go: set loss.freeze_trunk, or a "
+                "positive loss.draft_weight"
             )
         if self.teacher_passes and (self.window_step or self.target_tracks or self.tie_first):
             raise ValueError(
@@ -94,6 +95,11 @@ class LossConfig:
     def passes(self) -> int:
         """How often a step passes each row through the network."""
         return self.teacher_passes or 1
+
+    @property
+    def keeps_teacher(self) -> bool:
+        """Whether the trunk that teaches is another than the network's own."""
+        return self.teacher_passes > 0 and not self.freeze_trunk
 
 
 def token_nll(logits_BxSxV: jax.Array, tokens_BxS: jax.Array) -> jax.Array:

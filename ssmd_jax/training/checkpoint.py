@@ -1,6 +1,7 @@
 """Checkpoints of the training state: the only file that knows Orbax.
 
-A checkpoint is `<directory>/<step>` with the parts "params", "ema_params" and "opt_state"; the first two can be read
+A checkpoint is `<directory>/<step>` with the parts "params", "ema_params", "opt_state" and, of a run with a teacher,
+"teacher_params"; the first two can be read
 without the last. Its metadata hold a record (whatever the run wants back as JSON) and a digest of each array, by which
 damage is known that Orbax does not notice. The configuration and the tokenizer stand in the workdir, beside the
 checkpoints.
@@ -181,9 +182,7 @@ class Checkpoints:
             SaveError: where this checkpoint, or the one before, cannot be saved.
         """
         step = int(state.step)
-        parts = {"params": state.params, "opt_state": state.opt_state}
-        if state.ema_params is not None:
-            parts["ema_params"] = state.ema_params
+        parts = _parts(state)
         metrics = None if metrics is None else {BEST: metrics[BEST]}
         content = {
             "record": dict(record or {}),
@@ -229,17 +228,14 @@ class Checkpoints:
             ValueError: where there are checkpoints and none can be read, or the newest is sound and does not fit.
             Exception: whatever says that memory or permission is missing; nothing is moved then.
         """
-        parts = {"params": abstract.params, "opt_state": abstract.opt_state}
-        if abstract.ema_params is not None:
-            parts["ema_params"] = abstract.ema_params
-        found = self._restore_newest(parts, warn)
+        found = self._restore_newest(_parts(abstract), warn)
         if found is None:
             return None
         step, parts, record, damaged = found
         for bad in damaged:
             self._move(bad, DAMAGED)
         number = jax.device_put(np.int32(step), abstract.step.sharding)
-        return Restored(TrainState(number, parts["params"], parts.get("ema_params"), parts["opt_state"]), record)
+        return Restored(abstract.replace(step=number, **parts), record)
 
     def restore_params(self, part: str, abstract_params: Any, warn: Callable[[str], None]) -> tuple[int, Any] | None:
         """Parameters alone of the newest checkpoint that can be read; no file is moved.
@@ -315,6 +311,12 @@ class Checkpoints:
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices("checkpoint moved")
         self._checkpointer.reload()
+
+
+def _parts(state: TrainState) -> dict[str, Any]:
+    """What a checkpoint holds of a state, by name; None is left out."""
+    names = ("params", "ema_params", "opt_state", "teacher_params")
+    return {name: getattr(state, name) for name in names if getattr(state, name) is not None}
 
 
 def _difference(loaded: Mapping[str, Any], content: Mapping[str, Any] | None) -> ValueError | None:

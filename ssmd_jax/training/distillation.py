@@ -1,4 +1,4 @@
-"""A causal part that learns from its own trunk (METHOD.md section 4, "Taught by the trunk").
+"""A causal part taught by a trunk (METHOD.md section 4, "Taught by the trunk").
 
 Revealed one at a time, track `m` is drawn from the trunk's own prediction given the tracks before it: the law that a
 verifier on this trunk is to have. A pass of the trunk with `m` revealed tracks knows it, whole, where a training text
@@ -7,12 +7,17 @@ shows one token drawn from it, and it knows it of any text, also of what the tru
 Every row is passed `P` times with different numbers of revealed tracks. What one pass drafts for its first masked track
 is what the targets of all passes with as many revealed tracks or fewer should say there: `P (P + 1) / 2` laws from `P`
 passes.
+
+The teacher is the trunk that the run starts from. Frozen, it is the network's own; one that learns on has a copy of its
+start as its teacher, and is held to that copy's drafts.
 """
+
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from ssmd_jax.diffusion import loss, masking
+from ssmd_jax.diffusion import masking
 from ssmd_jax.diffusion.loss import LossConfig
 from ssmd_jax.model.causal import SpeculativeNetwork
 from ssmd_jax.model.partitioning import constrain
@@ -27,12 +32,13 @@ def teacher_loss(
     key: jax.Array,
     loss_config: LossConfig,
     deterministic: bool,
+    teacher_params: Any = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The mean Kullback-Leibler divergence of the target from the trunk's own next track.
+    """The mean Kullback-Leibler divergence of the target from the teacher's own next track.
 
-    A trunk that is not frozen goes on learning from the tokens meanwhile: the draft's term of the ordinary loss is
-    added, the mean over all passes, and the target's divergence reaches the trunk as its student, never as its teacher.
-    `P` are passes; a pass `s` learns at the first masked track of pass `t`, which takes memory for `B P^2 V` logits.
+    A trunk that learns on is a student too: the mean divergence of its drafts from the teacher's, of the same passes at
+    the same tracks, is added with the draft's weight. `P` are passes; a pass `s` learns at the first masked track of
+    pass `t`, which takes memory for `B P^2 V` logits.
 
     Args:
         params: the network's parameters, a frozen trunk's without gradients.
@@ -43,42 +49,44 @@ def teacher_loss(
         loss_config: `teacher_passes`, `teacher_span`, `temperature`, the weights and `freeze_trunk`; a frozen trunk has
             no dropout.
         deterministic: no dropout.
+        teacher_params: parameters of the trunk that teaches; None for the network's own, which is to be frozen.
 
     Returns:
         The loss, and `{"draft_loss", "target_loss"}`: nats of divergence of the draft and of the target of one pass
-        from what the trunk says when the tracks between, at least one, are revealed too. With a trunk that learns on
-        `"draft_nll"` as well, nats per token.
+        from what the teacher says when the tracks between, at least one, are revealed too. With a trunk that learns on
+        `"drift"` as well, the divergence of its drafts from the teacher's.
     """
     (batch, length), passes = tokens_BxD.shape, loss_config.teacher_passes
     true_BxD, order_BxD, all_lengths_B = masked_pass.in_random_order(tokens_BxD, lengths_B, key)
     revealed_BxP = revealed_of_passes(key, all_lengths_B, loss_config)
     # Row `b` of the batch becomes rows `b P .. b P + P - 1`, so that each device keeps its own.
     each = lambda x: None if x is None else jnp.repeat(x, passes, axis=0)
-    true_NxD, revealed_N = each(true_BxD), revealed_BxP.reshape(-1)
-    pair_NxDxC = masked_pass.hidden_pair(
-        params, network, true_NxD, each(order_BxD), revealed_N, each(lengths_B), key, loss_config, deterministic
-    )
-    kernel_CxV = network.head_of(params)
+    rows = (network, each(true_BxD), each(order_BxD), revealed_BxP.reshape(-1), each(lengths_B))
+    draft_NxDxK, target_NxDxK = masked_pass.hidden_pair(params, *rows, key, loss_config, deterministic)
 
-    def log_probs_BxSxTxV(x_NxDxC):
-        x_BxSxDxC = x_NxDxC.reshape(batch, passes, length, -1)
-        x_BxSxTxC = jnp.take_along_axis(x_BxSxDxC, revealed_BxP[:, None, :, None], axis=2)
+    def log_probs_BxSxTxV(x_NxDxK, kernel_KxV):
+        x_BxSxDxK = x_NxDxK.reshape(batch, passes, length, -1)
+        x_BxSxTxK = jnp.take_along_axis(x_BxSxDxK, revealed_BxP[:, None, :, None], axis=2)
         logits_BxSxTxV = jnp.einsum(
-            "BSTC,CV->BSTV", x_BxSxTxC, kernel_CxV.astype(x_NxDxC.dtype), preferred_element_type=jnp.float32
+            "BSTK,KV->BSTV", x_BxSxTxK, kernel_KxV.astype(x_NxDxK.dtype), preferred_element_type=jnp.float32
         )
         logits_BxSxTxV = constrain(logits_BxSxTxV, ("batch", None, None, "vocab"))[..., : network.config.num_tokens]
         return jax.nn.log_softmax(logits_BxSxTxV / loss_config.temperature)
 
-    draft_BxSxTxV, target_BxSxTxV = map(log_probs_BxSxTxV, pair_NxDxC)
-    teacher_BxTxV = jax.lax.stop_gradient(jnp.einsum("BTTV->BTV", draft_BxSxTxV))
+    kernel_KxV = network.head_of(params)
+    draft_BxSxTxV, target_BxSxTxV = (log_probs_BxSxTxV(x, kernel_KxV) for x in (draft_NxDxK, target_NxDxK))
+    if teacher_params is None:
+        taught_BxSxTxV = jax.lax.stop_gradient(draft_BxSxTxV)
+    else:
+        taught_BxSxTxV = log_probs_BxSxTxV(
+            masked_pass.draft_hidden(teacher_params, *rows), network.head_of(teacher_params)
+        )
+    next_BxTxV = jnp.einsum("BTTV->BTV", taught_BxSxTxV)
     distance_BxSxT = revealed_BxP[:, None, :] - revealed_BxP[:, :, None]
 
-    def divergence(student_BxSxTxV):
-        teacher_Bx1xTxV = teacher_BxTxV[:, None]
-        return jnp.sum(jnp.exp(teacher_Bx1xTxV) * (teacher_Bx1xTxV - student_BxSxTxV), axis=-1)
-
-    def mean(divergence_BxSxT, least: int):
+    def mean_divergence(law_BxSxTxV, student_BxSxTxV, least: int):
         """Over each row's pairs at distances from `least` on; rows weigh as many tokens as they have."""
+        divergence_BxSxT = jnp.sum(jnp.exp(law_BxSxTxV) * (law_BxSxTxV - student_BxSxTxV), axis=-1)
         # Passes that went round a row's end are further apart than any window.
         counted_BxSxT = (distance_BxSxT >= least) & (distance_BxSxT < loss_config.teacher_span)
         count_B = jnp.sum(counted_BxSxT, axis=(1, 2))
@@ -86,22 +94,15 @@ def teacher_loss(
         weight_B = all_lengths_B * (count_B > 0)
         return jnp.sum(weight_B * mean_B) / jnp.maximum(jnp.sum(weight_B), 1)
 
-    divergence_BxSxT = divergence(target_BxSxTxV)
-    terms = {"draft_loss": mean(divergence(draft_BxSxTxV), 1), "target_loss": mean(divergence_BxSxT, 1)}
-    total = loss_config.target_weight * mean(divergence_BxSxT, 0)
-    if not loss_config.freeze_trunk:
-        lengths_N = each(all_lengths_B)
-        draft_total, draft_nll_NxD = masked_pass.weighted_nll(
-            params,
-            network,
-            pair_NxDxC[0],
-            true_NxD,
-            loss.loss_weights(revealed_N, lengths_N, length, loss_config)[0],
-            loss.masked_tracks(revealed_N, lengths_N, length),
-            loss_config,
-        )
-        total += draft_total
-        terms["draft_nll"] = loss.diffusion_loss(draft_nll_NxD, revealed_N, lengths_N)
+    next_Bx1xTxV = next_BxTxV[:, None]
+    terms = {
+        "draft_loss": mean_divergence(next_Bx1xTxV, draft_BxSxTxV, 1),
+        "target_loss": mean_divergence(next_Bx1xTxV, target_BxSxTxV, 1),
+    }
+    total = loss_config.target_weight * mean_divergence(next_Bx1xTxV, target_BxSxTxV, 0)
+    if teacher_params is not None:
+        terms["drift"] = mean_divergence(taught_BxSxTxV, draft_BxSxTxV, 0)
+        total += loss_config.draft_weight * terms["drift"]
     return total, terms
 
 

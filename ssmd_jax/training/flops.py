@@ -1,5 +1,7 @@
 """Floating-point operations of a training step, and what devices can do at most."""
 
+import dataclasses
+
 import jax
 
 from ssmd_jax.diffusion.loss import LossConfig
@@ -41,7 +43,8 @@ def train_flops_per_token(
 
     - trunk block: `2 (4 C^2 + 3 C F)` for its kernels, `4 D C` for scores and mix;
     - causal block: the same, with an MLP width of its own and half of the attention, `2 D C`;
-    - causal projections: `2 (3 C^2 + C^2)`, the three-way input and the output map;
+    - causal projections: `2 (3 C^2 + C^2)`, the three-way input and the output map, `2 (2 C^2)` for each inner vector
+      that is read, and `2 (3 C F)` for a gated MLP of width `F` on the input;
     - head: `2 C V`, twice, for the draft and for the target, times `head_tracks`, the share of the tracks that it is
       applied to. None for the trainer's: all, or the masked ones where the vocabulary is taken in chunks
       (`training/cross_entropy.py`), of which a row has `(D + 1) / 2` in the mean.
@@ -56,7 +59,8 @@ def train_flops_per_token(
     head = 2 * width * tokens * head_tracks
     if not config.n_causal:
         return 3.0 * (trunk + head)
-    causal = config.n_causal * (2 * config.block_kernels(config.causal_hidden) + 2 * length * width) + 2 * 4 * width**2
+    causal = config.n_causal * (2 * config.block_kernels(config.causal_hidden) + 2 * length * width)
+    causal += 2 * (4 + 2 * config.causal_taps) * width**2 + 2 * 3 * width * config.causal_input_mlp
     if freeze_trunk:
         return float(trunk + head + 3 * causal + 2 * head)
     return 3.0 * (trunk + causal + 2 * head)
@@ -65,8 +69,12 @@ def train_flops_per_token(
 def step_flops_per_token(config: HybridConfig, length: int, loss: LossConfig) -> float:
     """`train_flops_per_token` of all passes that a step makes over a token of a row.
 
-    Taught by a frozen trunk, each pass applies the head to one track for every pass of its row.
+    Taught by a trunk, each pass applies the head to one track for every pass of its row. A teacher other than the
+    network's own trunk passes every row too.
     """
-    taught = loss.teacher_passes and loss.freeze_trunk
-    head_tracks = min(loss.passes / length, 1.0) if taught else None
-    return loss.passes * train_flops_per_token(config, length, loss.freeze_trunk, head_tracks)
+    head_tracks = min(loss.passes / length, 1.0) if loss.teacher_passes else None
+    own = train_flops_per_token(config, length, loss.freeze_trunk, head_tracks)
+    if not loss.keeps_teacher:
+        return loss.passes * own
+    trunk = dataclasses.replace(config, n_causal=0, causal_taps=0)
+    return loss.passes * (own + train_flops_per_token(trunk, length, head_tracks=head_tracks) / 3)

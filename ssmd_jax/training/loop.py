@@ -151,6 +151,8 @@ class _Run:
             state = state.replace(params=params)
             if state.ema_params is not None:
                 state = state.replace(ema_params=jax.tree.map(jax.numpy.copy, params))
+            if state.teacher_params is not None:
+                state = state.replace(teacher_params=jax.tree.map(jax.numpy.copy, states.trunk_of(params)))
         elif self.config.loss.freeze_trunk:
             self.warnings.append(
                 "the trunk is frozen as it was initialised at random: training.init_from names no trained one"

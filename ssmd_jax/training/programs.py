@@ -65,7 +65,8 @@ def make_programs(config: ExperimentConfig, mesh: jax.sharding.Mesh, num_tokens:
     network = make_network(dataclasses.replace(config.network_config(num_tokens), mlp="xla"))
     schedule = optimizers.make_schedule(config.optimizer, training.num_steps)
     optimizer = optimizers.make_optimizer(config.optimizer, schedule, config.loss.freeze_trunk)
-    abstract = states.abstract_state(network, optimizer, use_ema, mesh)
+    keeps_teacher = config.loss.keeps_teacher
+    abstract = states.abstract_state(network, optimizer, use_ema, mesh, keeps_teacher)
     shardings = states.shardings_of(abstract)
     everywhere, batch = sharding.replicated(mesh), sharding.batch_sharding(mesh)
     step = make_train_step(
@@ -83,7 +84,7 @@ def make_programs(config: ExperimentConfig, mesh: jax.sharding.Mesh, num_tokens:
         rules=sharding.rules_for(mesh, network.config.padded_tokens),
         abstract=abstract,
         init=jax.jit(
-            lambda key: states.init_state(network, optimizer, use_ema, keys.stream(key, "init")),
+            lambda key: states.init_state(network, optimizer, use_ema, keys.stream(key, "init"), keeps_teacher),
             out_shardings=shardings,
         ),
         train_step=jax.jit(

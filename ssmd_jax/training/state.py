@@ -23,12 +23,14 @@ class TrainState:
         params: parameters, unboxed.
         ema_params: their exponential moving average, or None where `ema_decay` is 0.
         opt_state: the optimiser's state.
+        teacher_params: the trunk as it was at the start, where it teaches one that learns on (`LossConfig`); else None.
     """
 
     step: jax.Array
     params: Any
     ema_params: Any
     opt_state: Any
+    teacher_params: Any = None
 
     @property
     def eval_params(self):
@@ -50,14 +52,24 @@ def abstract_params(network: SpeculativeNetwork):
     return jax.eval_shape(lambda key: nn.unbox(init_boxed_params(network, key)), key)
 
 
+def trunk_of(params):
+    """The parameters without the causal part's."""
+    return {name: part for name, part in params.items() if name != "causal"}
+
+
 def init_state(
-    network: SpeculativeNetwork, optimizer: optax.GradientTransformation, use_ema: bool, key: jax.Array
+    network: SpeculativeNetwork,
+    optimizer: optax.GradientTransformation,
+    use_ema: bool,
+    key: jax.Array,
+    keeps_teacher: bool = False,
 ) -> TrainState:
     """A fresh state."""
     params = nn.unbox(init_boxed_params(network, key))
     # A copy, since the step donates its input and one buffer cannot be donated twice.
     ema_params = jax.tree.map(jnp.copy, params) if use_ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params))
+    teacher_params = jax.tree.map(jnp.copy, trunk_of(params)) if keeps_teacher else None
+    return TrainState(jnp.zeros((), jnp.int32), params, ema_params, optimizer.init(params), teacher_params)
 
 
 def abstract_state(
@@ -65,6 +77,7 @@ def abstract_state(
     optimizer: optax.GradientTransformation,
     use_ema: bool,
     mesh: jax.sharding.Mesh,
+    keeps_teacher: bool = False,
 ) -> TrainState:
     """The state's shapes and dtypes with their shardings on the mesh.
 
@@ -77,7 +90,7 @@ def abstract_state(
     boxed = jax.eval_shape(lambda key: init_boxed_params(network, key), key)
     params = sharding.param_shardings(boxed, mesh, sharding.rules_for(mesh, network.config.padded_tokens))
     everywhere = sharding.replicated(mesh)
-    shapes = jax.eval_shape(lambda key: init_state(network, optimizer, use_ema, key), key)
+    shapes = jax.eval_shape(lambda key: init_state(network, optimizer, use_ema, key, keeps_teacher), key)
     # Where one rule of several does not train a parameter, its state has a MaskedNode in that parameter's place.
     is_masked = lambda x: isinstance(x, optax.MaskedNode)
     opt_state = optax.tree.map_params(
@@ -88,7 +101,8 @@ def abstract_state(
         transform_non_params=lambda x: x if is_masked(x) else everywhere,
         is_leaf=is_masked,
     )
-    shardings = TrainState(everywhere, params, params if use_ema else None, opt_state)
+    teacher = trunk_of(params) if keeps_teacher else None
+    shardings = TrainState(everywhere, params, params if use_ema else None, opt_state, teacher)
     place = lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where)
     return jax.tree.map(place, shapes, shardings)
 

@@ -86,8 +86,9 @@ def loss_fn(
     key: jax.Array,
     loss_config: LossConfig,
     deterministic: bool,
+    teacher_params=None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The training loss; arguments as `token_losses`.
+    """The training loss; arguments as `token_losses`, and the teacher's parameters as in `distillation.teacher_loss`.
 
     Returns:
         The weighted loss, and `{"draft_loss", "target_loss"}`, nats per token; with `teacher_passes` those of
@@ -96,7 +97,9 @@ def loss_fn(
     if loss_config.freeze_trunk:
         params = freeze(params)
     if loss_config.teacher_passes:
-        return distillation.teacher_loss(params, network, tokens_BxD, lengths_B, key, loss_config, deterministic)
+        return distillation.teacher_loss(
+            params, network, tokens_BxD, lengths_B, key, loss_config, deterministic, teacher_params
+        )
     total, *by_track = token_losses(params, network, tokens_BxD, lengths_B, key, loss_config, deterministic)
     _, terms = loss.two_term_loss(*by_track, loss_config)
     return total, terms
@@ -110,6 +113,7 @@ def accumulated_gradient(
     loss_config: LossConfig,
     accumulation: int,
     padded: bool = False,
+    teacher_params=None,
 ):
     """Mean loss and gradient over micro-batches; micro-batch `m` has the rows `m, m + accumulation, ...`.
 
@@ -128,7 +132,7 @@ def accumulated_gradient(
         micro_key = jax.random.fold_in(key, index)
         lengths_M = row_lengths(tokens_MxD, num_tokens) if padded else None
         (total, terms), gradient = gradient_fn(
-            params, network, tokens_MxD, lengths_M, micro_key, loss_config, deterministic
+            params, network, tokens_MxD, lengths_M, micro_key, loss_config, deterministic, teacher_params
         )
         mean = {"loss": total, **terms}, gradient
         if not padded or accumulation == 1:
@@ -186,7 +190,7 @@ def make_train_step(
     def train_step(state: TrainState, tokens_BxD: jax.Array, key: jax.Array):
         step_key = jax.random.fold_in(keys.stream(key, "train"), state.step)
         metrics, gradient = accumulated_gradient(
-            state.params, network, tokens_BxD, step_key, loss_config, accumulation, padded
+            state.params, network, tokens_BxD, step_key, loss_config, accumulation, padded, state.teacher_params
         )
         if padded:
             metrics["tokens"] = jnp.sum(row_lengths(tokens_BxD, network.config.num_tokens))
@@ -212,6 +216,6 @@ def make_train_step(
             "learning_rate": jnp.asarray(schedule(state.step), jnp.float32),
             "finite": (is_good | skip_nonfinite) & _all_finite((params, opt_state)),
         }
-        return TrainState(state.step + 1, params, ema_params, opt_state), metrics
+        return TrainState(state.step + 1, params, ema_params, opt_state, state.teacher_params), metrics
 
     return train_step

@@ -10,9 +10,9 @@ import optax
 import pytest
 
 from ssmd_jax.diffusion import masking, orders
-from ssmd_jax.diffusion.loss import LossConfig, diffusion_loss, token_nll
+from ssmd_jax.diffusion.loss import LossConfig, token_nll
 from ssmd_jax.model.hybrid import HybridTransformer
-from ssmd_jax.training import distillation, flops, keys, state, step
+from ssmd_jax.training import checkpoint, distillation, flops, keys, loading, loop, programs, sharding, state, step
 from ssmd_jax.training.config import MeshConfig
 from tests.training import tiny
 from tests.training.test_step import make
@@ -96,6 +96,105 @@ def test_passes_lie_within_the_span_and_reveal_every_number_alike():
     assert (np.asarray(odd) < np.maximum([[400], [3], [1], [0]], 1)).all() and (np.asarray(odd) >= 0).all()
 
 
+@pytest.fixture(scope="module")
+def teacher(params):
+    """Another trunk, whose own parameters alone are there."""
+    noise = iter(jax.random.split(jax.random.key(4), 99))
+    moved = jax.tree.map(lambda x: x + 0.2 * jax.random.normal(next(noise), x.shape), params)
+    return state.trunk_of(moved)
+
+
+LEARNING = dataclasses.replace(CONFIG, freeze_trunk=False, draft_weight=0.7, target_weight=0.5)
+
+
+@pytest.mark.parametrize("lengths", [None, (16, 9, 1, 0)])
+def test_a_trunk_that_learns_is_taught_by_another(network, params, teacher, lengths):
+    """Loss and terms against a twin that asks one law at a time of either network."""
+    tokens, lengths_B = jnp.asarray(tiny.data().train[np.arange(4)]), None if lengths is None else jnp.asarray(lengths)
+    rows = np.full(4, 16) if lengths is None else np.asarray(lengths)
+    of = jax.jit(step.loss_fn, static_argnums=(1, 5, 6))
+    total, terms = of(params, network, tokens, lengths_B, KEY, LEARNING, True, teacher)
+    order = orders.uniform_order(keys.row_keys(keys.stream(KEY, "order"), 4), jnp.asarray(rows), 16)
+    true = orders.to_order_space(tokens, order)
+    revealed = np.asarray(distillation.revealed_of_passes(KEY, jnp.asarray(rows), LEARNING))
+
+    @jax.jit
+    def laws(num_revealed):
+        masked = masking.mask_suffix(true, jnp.asarray(num_revealed), NUM_TOKENS)
+        own = network.apply({"params": params}, masked, true, order, lengths_B)
+        other = network.apply({"params": {**params, **teacher}}, masked, true, order, lengths_B)[0]
+        return [jax.nn.log_softmax(x / CONFIG.temperature) for x in (*own, other)]
+
+    by_pass = [[np.asarray(x, np.float64) for x in laws(revealed[:, p])] for p in range(3)]
+    sums = {"draft_loss": np.zeros((4, 2)), "target_loss": np.zeros((4, 2)), "drift": np.zeros((4, 2))}
+    learnt = np.zeros((4, 2))
+    for row in range(4):
+        for s in range(3):
+            for t in range(3):
+                at, distance = revealed[row, t], revealed[row, t] - revealed[row, s]
+                if not rows[row] or not 0 <= distance < LEARNING.teacher_span:
+                    continue
+                divergence = lambda law, student: np.sum(np.exp(law) * (law - student))
+                draft, target, other = (x[row, at] for x in by_pass[s])
+                following = by_pass[t][2][row, at]
+                sums["drift"][row] += divergence(other, draft), 1
+                learnt[row] += divergence(following, target), 1
+                if distance:
+                    sums["draft_loss"][row] += divergence(following, draft), 1
+                    sums["target_loss"][row] += divergence(following, target), 1
+    mean = lambda x: np.average(x[:, 0] / np.maximum(x[:, 1], 1), weights=rows * (x[:, 1] > 0))
+    for name, found in sums.items():
+        np.testing.assert_allclose(terms[name], mean(found), rtol=1e-4)
+    np.testing.assert_allclose(total, 0.5 * mean(learnt) + 0.7 * mean(sums["drift"]), rtol=1e-4)
+
+
+def test_a_learning_trunk_is_held_to_its_teacher_and_lends_itself_to_the_target(network, params, teacher):
+    """Adam from the teacher's own trunk: the target comes nearer than on a frozen trunk, and the drafts stay."""
+    gradient = jax.jit(jax.value_and_grad(step.loss_fn, has_aux=True), static_argnums=(1, 5, 6))
+    tokens = jnp.asarray(tiny.data().train[np.arange(16)])
+    fresh = nn.unbox(jax.jit(lambda key: state.init_boxed_params(network, key))(KEY))["causal"]
+    rule, last = optax.adam(1e-2), {}
+    for config, taught_by in ((CONFIG, None), (LEARNING, teacher)):
+        trained, found = {**teacher, "causal": fresh}, []
+        moments = rule.init(trained)
+        for n in range(100):
+            args = (tokens, None, jax.random.key(n), config, True, taught_by)
+            (_, terms), grads = gradient(trained, network, *args)
+            updates, moments = rule.update(grads, moments)
+            trained = optax.apply_updates(trained, updates)
+            found.append({name: float(value) for name, value in terms.items()})
+        assert found[0].get("drift", 0) == pytest.approx(0, abs=1e-6)
+        last[config] = {name: np.mean([terms[name] for terms in found[-20:]]) for name in found[0]}
+    frozen, learning = last[CONFIG], last[LEARNING]
+    assert learning["target_loss"] < 0.97 * frozen["target_loss"] < 0.8 * frozen["draft_loss"]
+    assert 0 < learning["drift"] < 0.1 * learning["draft_loss"]
+
+
+def test_the_teacher_is_the_trunk_that_the_run_starts_from(tmp_path):
+    """It stands still, in the checkpoint too, and a run that is resumed goes on with it."""
+
+    def train(name, **fields):
+        loop.train(tiny.config_dict(**fields), tmp_path / name, tiny.data())
+
+    train("trunk", model__n_causal=0, loss__target_weight=0.0, training__num_steps=2)
+    fields = {"loss__teacher_passes": 2, "training__init_from": str(tmp_path / "trunk"), "training__num_steps": 4}
+    train("both", **fields)
+    train("resumed", **fields, training__stop_step=2)
+    train("resumed", **fields)
+    start, _, _ = loading.load_params(tmp_path / "trunk")
+    config = tiny.config(**fields)
+    abstract = programs.make_programs(config, sharding.make_mesh(config.mesh), NUM_TOKENS).abstract
+    states = []
+    for name in ("both", "resumed"):
+        with checkpoint.Checkpoints(tmp_path / name, read_only=True) as checkpoints:
+            states.append(checkpoints.restore(abstract, print).state)
+    for found in states:
+        jax.tree.map(np.testing.assert_array_equal, found.teacher_params, start)
+        is_moved = lambda x, y: bool(np.any(np.asarray(x) != np.asarray(y)))
+        assert all(jax.tree.leaves(jax.tree.map(is_moved, state.trunk_of(found.params), start)))
+    jax.tree.map(np.testing.assert_array_equal, states[0], states[1])
+
+
 def test_a_target_that_is_the_draft_diverges_as_the_draft(network, loss):
     first = nn.unbox(jax.jit(lambda key: state.init_boxed_params(network, key))(KEY))
     _, terms = loss(first, jnp.asarray(tiny.data().train[np.arange(4)]), None, CONFIG)
@@ -118,40 +217,6 @@ def test_only_the_causal_part_learns_and_it_nears_its_teacher(network, params):
     assert np.mean(losses[-10:]) < 0.5 * np.mean(losses[:5])
 
 
-@pytest.mark.parametrize("lengths", [None, (16, 9, 1, 0)])
-def test_a_trunk_that_learns_on_does_so_by_the_drafts_bound(network, params, loss, lengths):
-    """The draft's term of the ordinary loss, the mean over the passes, each with its own masks, at the temperature."""
-    learning = dataclasses.replace(CONFIG, freeze_trunk=False, draft_weight=0.7, target_weight=0.5)
-    tokens, lengths_B = jnp.asarray(tiny.data().train[np.arange(4)]), None if lengths is None else jnp.asarray(lengths)
-    rows = jnp.full(4, 16) if lengths is None else lengths_B
-    tokens = jnp.where(jnp.arange(16)[None] < rows[:, None], tokens, NUM_TOKENS)
-    total, terms = loss(params, tokens, lengths_B, learning)
-    order = orders.uniform_order(keys.row_keys(keys.stream(KEY, "order"), 4), rows, 16)
-    true = orders.to_order_space(tokens, order)
-    bounds = []
-    for revealed in np.asarray(distillation.revealed_of_passes(KEY, rows, learning)).T:
-        masked = masking.mask_suffix(true, jnp.asarray(revealed), NUM_TOKENS)
-        draft, _ = network.apply({"params": params}, masked, true, order, lengths_B)
-        nll = token_nll(draft / CONFIG.temperature, jnp.minimum(true, NUM_TOKENS - 1))
-        bounds.append(diffusion_loss(nll, jnp.asarray(revealed), rows))
-    np.testing.assert_allclose(terms["draft_nll"], np.mean(bounds), rtol=1e-5)
-    frozen = loss(params, tokens, lengths_B, dataclasses.replace(CONFIG, target_weight=0.5))[0]
-    np.testing.assert_allclose(total, 0.7 * np.mean(bounds) + frozen, rtol=1e-5)
-
-
-def test_a_learning_trunk_is_a_student_and_no_teacher(network, params, monkeypatch):
-    """The target's divergence reaches the trunk, and otherwise than if the teacher were to learn as well."""
-    tokens = jnp.asarray(tiny.data().train[np.arange(4)])
-    learning = dataclasses.replace(CONFIG, freeze_trunk=False, draft_weight=1e-9)
-    of = lambda p: step.loss_fn(p, network, tokens, None, KEY, learning, True)[0]
-    gradient = lambda p: jax.jit(jax.grad(lambda p: of(p)))(p)  # traced anew at each call
-    largest = lambda tree: max(float(jnp.abs(x).max()) for x in jax.tree.leaves(tree["trunk_blocks"]))
-    as_it_is = gradient(params)
-    assert largest(as_it_is) > 1e-4
-    monkeypatch.setattr(jax.lax, "stop_gradient", lambda x: x)
-    assert largest(jax.tree.map(jnp.subtract, as_it_is, gradient(params))) > 1e-4
-
-
 def test_a_frozen_teacher_has_no_dropout():
     network = HybridTransformer(tiny.config(model__dropout=0.5).network_config(NUM_TOKENS))
     params = nn.unbox(jax.jit(lambda key: state.init_boxed_params(network, key))(KEY))
@@ -163,11 +228,14 @@ def test_a_frozen_teacher_has_no_dropout():
     assert dropped["target_loss"] != whole["target_loss"]
 
 
+@pytest.mark.parametrize("freeze", [True, False])
 @pytest.mark.parametrize("axes", [(4, 1, 1), (1, 2, 2)], ids=str)
-def test_a_mesh_changes_nothing(axes):
+def test_a_mesh_changes_nothing(axes, freeze):
     if jax.device_count() < 4:
         pytest.skip("needs 4 devices: tests/conftest.py sets 8 CPU devices")
-    fields = {"loss__freeze_trunk": True, "loss__teacher_passes": 3, "training__accumulation": 2}
+    fields = {"loss__freeze_trunk": freeze, "loss__teacher_passes": 3, "training__accumulation": 2}
+    # The state is fresh, which no run allows with a teacher of its own, and so it teaches what it was born with.
+    fields |= {} if freeze else {"training__init_from": "a trunk"}
     found = []
     for mesh_config in (MeshConfig(*axes), MeshConfig(data=1)):
         _, run, first, tokens, key = make(mesh_config, **fields)
@@ -197,7 +265,9 @@ def test_a_step_charges_every_pass(network):
     of = lambda config: flops.step_flops_per_token(network.config, 16, config)
     assert of(LossConfig()) == once(False) and of(LossConfig(freeze_trunk=True)) == once(True)
     assert of(CONFIG) == 3 * once(True, 3 / 16)
-    assert of(dataclasses.replace(CONFIG, freeze_trunk=False)) == 3 * once(False)
+    trunk = dataclasses.replace(network.config, n_causal=0)
+    teacher = flops.train_flops_per_token(trunk, 16, head_tracks=3 / 16) / 3
+    assert of(LEARNING) == pytest.approx(3 * (once(False, 3 / 16) + teacher))
 
 
 @pytest.mark.parametrize(
@@ -218,7 +288,7 @@ def test_bad_settings_are_named(fields, named):
         LossConfig(**{"freeze_trunk": True, **fields})
 
 
-@pytest.mark.parametrize("fields", [{"model__n_causal": 0, "loss__freeze_trunk": False}, {"model__dropout": 0.1}])
+@pytest.mark.parametrize("fields", [{"model__n_causal": 0, "loss__freeze_trunk": False}, {"training__init_from": ""}])
 def test_bad_experiments_are_named(fields):
     with pytest.raises(ValueError, match="teacher_passes"):
         tiny.config(loss__teacher_passes=2, **fields)

@@ -36,10 +36,11 @@ def make(mesh_config=None, batch_size=8, **fields):
     tokens = tiny.data().train[np.arange(batch_size)]
     mesh = sharding.make_mesh(mesh_config or MeshConfig(data=1))
     rules = sharding.rules_for(mesh, 27)
-    abstract = state.abstract_state(network, rule, True, mesh)
+    keeps_teacher = config.loss.keeps_teacher
+    abstract = state.abstract_state(network, rule, True, mesh, keeps_teacher)
     with sharding.activate(mesh, rules):
         shardings = state.shardings_of(abstract)
-        init = functools.partial(state.init_state, network, rule, True)
+        init = functools.partial(state.init_state, network, rule, True, keeps_teacher=keeps_teacher)
         first = jax.jit(init, out_shardings=shardings)(KEY)
         tokens = sharding.to_devices(mesh, tokens)
         key = jax.device_put(KEY, sharding.replicated(mesh))
@@ -219,6 +220,17 @@ def test_a_wide_causal_block_adds_the_operations_of_its_kernels(one_device):
     wide = dataclasses.replace(config, causal_mlp_width=config.hidden + 32)
     more = flops.train_flops_per_token(wide, 16) - flops.train_flops_per_token(config, 16)
     assert more == 6 * config.n_causal * 3 * config.width * 32
+
+
+def test_the_causal_input_adds_the_operations_of_its_kernels():
+    """Two products a track for an inner vector, three of the gated MLP; read from the parameters that there are."""
+    size = lambda config: sum(x.size for x in jax.tree.leaves(state.abstract_params(HybridTransformer(config))))
+    config = tiny.config(model__n_noncausal=3).network_config(27)
+    for fields in ({"causal_taps": 2}, {"causal_input_mlp": 48}):
+        more = dataclasses.replace(config, **fields)
+        kernels = size(more) - size(config) - config.width * (2 if "causal_taps" in fields else 1)  # norms' scales
+        operations = flops.train_flops_per_token(more, 16) - flops.train_flops_per_token(config, 16)
+        assert operations == 6 * kernels > 0
 
 
 def test_muon_reads_the_causal_part_as_the_trunk():
