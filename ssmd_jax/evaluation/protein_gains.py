@@ -71,18 +71,26 @@ def read_rows(
             files are joined, and of two that are there the later one stands.
 
     Returns:
-        An entry of the index a setting, with the fields of `proteins.Judged`; and those of the natural proteins.
+        An entry of the index a setting, with the fields of `proteins.Judged`; and those of the natural proteins. Where
+        networks differ in size, as a trunk alone and one with a head on it do, NFE are those of the smallest.
 
     Raises:
-        ValueError: for a file that is none of these, sets that are there twice or of different tasks, and sets that
-            were not judged.
+        ValueError: for a file that is none of these, sets that are there twice or of different tasks, sets that
+            were not judged, and draws some of which do not say how large their network is.
     """
-    entries, tasks = [], []
+    entries, tasks, blocks = [], [], []
     for path in drawn:
         path = pathlib.Path(os.path.expanduser(path))
         index = _read(path / protein_sets.INDEX if path.is_dir() else path, "draw_proteins", COST_FIELDS)
-        entries += index["sets"]
+        entries += [dict(entry) for entry in index["sets"]]
+        blocks += [index.get("blocks")] * len(index["sets"])
         tasks.append((index.get("task"), index.get("keep")))
+    if None in blocks and set(blocks) != {None}:
+        raise ValueError("some draws say how many blocks their network has and some do not: draw these anew")
+    for entry, size in zip(entries, blocks, strict=True):
+        if size is not None:
+            factor = size / min(blocks)
+            entry["nfe"] = {name: value and value * factor for name, value in entry["nfe"].items()}
     if len(set(tasks)) > 1:
         raise ValueError("the sets were drawn for different tasks: compare those of one")
     names = [proteins.set_name(entry["file"]) for entry in entries]

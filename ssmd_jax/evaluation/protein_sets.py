@@ -109,9 +109,10 @@ def draw_workdir(
 
     Returns:
         JSON values: "task", "keep", "natural" (the file of the natural proteins, None for whole ones), "num_widths",
-        and "sets": an entry a setting with "file", "sampler", "setting", "nfe", "passes", "rounds", "batch_size",
-        "seconds_per_batch", "seconds_per_sample", "acceptance" and "recovery", the share of the letters to fill in
-        that are the natural ones (None for whole proteins).
+        "blocks" (what one NFE of this network costs, in blocks of its trunk), and "sets": an entry a setting with
+        "file", "sampler", "setting", "nfe", "passes", "rounds", "batch_size", "seconds_per_batch",
+        "seconds_per_sample", "acceptance" and "recovery", the share of the letters to fill in that are the natural ones
+        (None for whole proteins).
 
     Raises:
         ValueError: for bad input, in one sentence.
@@ -163,6 +164,7 @@ def draw_workdir(
             "keep": None if scaffolds is None else keep,
             "natural": natural,
             "num_widths": num_widths,
+            "blocks": model.config.n_noncausal + model.config.causal_cost,
             "sets": sets,
         }
         (output / INDEX).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -156,6 +156,28 @@ def test_recovery_of_scaffolds_is_a_quality_too(files):
         protein_gains.read_rows([files.drawn, files.folder / "filled.json"], [files.trunk])
 
 
+def test_nfe_of_networks_of_unlike_sizes_are_those_of_the_smallest(files):
+    """A trunk of 12 blocks alone, and the head on it that makes an NFE an eighth dearer."""
+    index = lambda rows, **fields: json.dumps({"task": "whole", "keep": None, **fields, "sets": rows})
+    by = {
+        name: [entry for entry in ENTRIES if (entry["sampler"] == "plain") == (name == "trunk")]
+        for name in ("trunk", "head")
+    }
+    for name, blocks in (("trunk", 12.0), ("head", 13.5)):
+        (files.folder / f"{name}_sets.json").write_text(index(by[name], blocks=blocks))
+    both = [files.folder / f"{name}_sets.json" for name in by]
+    rows, _ = protein_gains.read_rows(both, files.judged)
+    for row, before in zip(rows, by["trunk"] + by["head"], strict=True):
+        factor = 1.0 if row["sampler"] == "plain" else 1.125
+        assert row["nfe"] == {name: pytest.approx(value * factor) for name, value in before["nfe"].items()}
+    for gain in protein_gains.gains(rows)["pfam"]:
+        if gain.sampler == "speculative":
+            assert gain.ratio.value == pytest.approx(2.5 / 1.125)
+    (files.folder / "head_sets.json").write_text(index(by["head"]))
+    with pytest.raises(ValueError, match="some draws say how many blocks"):
+        protein_gains.read_rows(both, files.judged)
+
+
 def test_bad_files_are_one_sentence(files):
     with pytest.raises(ValueError, match=r"is no file of launch/draw_proteins\.py"):
         protein_gains.read_rows([files.folder / "none.json"], files.judged)
