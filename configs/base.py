@@ -62,10 +62,6 @@ def get_config() -> ConfigDict:
     config.model.mlp_width = 0
     # That of the causal blocks; 0 for the same.
     config.model.causal_mlp_width = 0
-    # Hidden width of a gated MLP before the causal blocks, where tokens meet the trunk's vectors; 0 for none.
-    config.model.causal_input_mlp = 0
-    # The causal part reads so many inner vectors of the trunk, evenly spaced, beside its last.
-    config.model.causal_taps = 0
     # Rotary positions of the causal part: "query_next", or "halves" for the ablation.
     config.model.rotary_form = "query_next"
     # Add the trunk's vector of the track to predict before the head; False for the ablation.

@@ -18,7 +18,6 @@ of a head, F MLP width, V tokens, P = G + 2 vectors of a key head.
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -235,28 +234,17 @@ class BidirectionalTransformer(nn.Module):
             position_BxS = jnp.take_along_axis(position_BxL, slots_BxS, axis=1, mode="clip")
         return self._through_blocks(tokens_BxS, position_BxS, slots_BxS, cache, key_mask_BxL)
 
-    def encode(
-        self, tokens_BxL, positions_BxL, key_mask_BxL=None, taps: Sequence[int] = ()
-    ) -> tuple[jax.Array, list[jax.Array]]:
+    def encode(self, tokens_BxL, positions_BxL, key_mask_BxL=None) -> jax.Array:
         """Vectors of whole sequences in any order, `[B, L, C]` in the dtype of computation, normed.
 
         Args:
             tokens_BxL: int32 tokens.
             positions_BxL: where each stands; attention sees differences alone.
             key_mask_BxL: as in `hidden`; vectors of padding are arbitrary but finite.
-            taps: blocks, counted from 0, whose own vectors are wanted too.
-
-        Returns:
-            The vectors, and those of each of `taps`, not normed.
         """
-        inner = []
-        h_BxLxC, _ = self._through_blocks(tokens_BxL, positions_BxL, None, None, key_mask_BxL, inner)
-        return h_BxLxC, [inner[index] for index in taps]
+        return self._through_blocks(tokens_BxL, positions_BxL, None, None, key_mask_BxL)[0]
 
-    def _through_blocks(
-        self, tokens_BxS, position_BxS, slots_BxS, cache, key_mask_BxL, inner: list | None = None
-    ) -> tuple[jax.Array, tuple]:
-        """What `hidden` returns; the vectors of every block are put into `inner`."""
+    def _through_blocks(self, tokens_BxS, position_BxS, slots_BxS, cache, key_mask_BxL) -> tuple[jax.Array, tuple]:
         config = self.config
         table = rotary_table(position_BxS, config.head_dim, config.rope_theta)
         x_BxSxC = jnp.take(self.embedding, tokens_BxS, axis=0, mode="clip").astype(config.compute_dtype)
@@ -266,8 +254,6 @@ class BidirectionalTransformer(nn.Module):
             cached = None if cache is None else cache[index]
             x_BxSxC, cached = block(x_BxSxC, table, slots_BxS, cached, key_mask_BxL)
             layers.append(cached)
-            if inner is not None:
-                inner.append(x_BxSxC)
         return self.final_norm(x_BxSxC), tuple(layers)
 
     def logits(self, h_BxTxC: jax.Array) -> jax.Array:

@@ -7,7 +7,6 @@ before the same head. So at initialisation the target equals the draft exactly, 
 """
 
 import dataclasses
-import functools
 
 import flax.linen as nn
 import jax
@@ -38,7 +37,7 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x_BxDxC: jax.Array, attend, deterministic: bool = True) -> jax.Array:
         config, dtype = self.config, self.config.compute_dtype
-        out_scale = config.block_scale
+        out_scale = (2 * (config.n_noncausal + config.n_causal)) ** -0.5
         drop = nn.Dropout(config.dropout, deterministic=deterministic)
         attention = SelfAttention(config.num_heads, config.head_dim, dtype, out_scale, name="attention")
         x_BxDxC = x_BxDxC + drop(attention(RMSNorm(dtype, name="attention_norm")(x_BxDxC), attend))
@@ -53,11 +52,6 @@ class CausalPart(nn.Module):
     The three-way input projection of (embedding of the previous token, `h` of the previous track, `h` of the track to
     predict) is split: the part that no token enters is computed once a trunk pass (`token_free_input`), a verify round
     adds the token's part. `h` enters through a norm of its own, so that its scale does not drown the embedding.
-
-    Two options for a trunk that was not made for a verifier (METHOD.md section 3). `causal_taps` inner vectors enter
-    beside `h`, which says little but what to draw. And with `causal_input_mlp` a gated MLP comes before the blocks:
-    what attention sums over tracks is else linear in their tokens and in `h`, and a token weighs the same whatever the
-    trunk expected there.
     """
 
     config: HybridConfig
@@ -66,38 +60,23 @@ class CausalPart(nn.Module):
         config, width = self.config, self.config.width
         dtype = config.compute_dtype
         self.input_norm = RMSNorm(dtype)
-        self.tap_norms = [RMSNorm(dtype) for _ in config.tapped_blocks]
         init = partitioned(scaled_init(in_axis=(0, 1), out_axis=2), None, "embed", "embed_out")
-        # Of the token; then, for `h` and each inner vector, of the previous track and of the track to predict.
-        self.project = self.param("project", init, (3 + 2 * config.causal_taps, width, width))
+        self.project = self.param("project", init, (3, width, width))
         self.start = self.param("start", partitioned(nn.initializers.normal(1.0), None, "embed"), (2, width))
-        if config.causal_input_mlp:
-            self.input_mlp_norm = RMSNorm(dtype)
-            self.input_mlp = Mlp(config.causal_input_mlp, dtype, config.block_scale, config.mlp)
-        self.drop = nn.Dropout(config.dropout)
         block_config = dataclasses.replace(config, mlp_width=config.causal_hidden)
         self.blocks = [Block(block_config) for _ in range(config.n_causal)]
         self.output_norm = RMSNorm(dtype)
         output_init = nn.initializers.zeros if config.output_residual else scaled_init()
         self.output = self.param("output", partitioned(output_init, "embed", "embed_out"), (width, width))
 
-    def token_free_input(self, h_BxDxTC: jax.Array) -> jax.Array:
-        """`u_k = W2 h_{k-1} + W3 h_k`, the start vector in place of `h_{-1}`, and so for inner vectors, `[B, D, C]`.
-
-        Args:
-            h_BxDxTC: what `SpeculativeNetwork.trunk` gives: `h`, and the inner vectors behind it.
-        """
+    def token_free_input(self, h_BxDxC: jax.Array) -> jax.Array:
+        """`u_k = W2 h_{k-1} + W3 h_k`, the start vector in place of `h_{-1}`, `[B, D, C]`."""
         dtype = self.config.compute_dtype
+        h_BxDxC = self.input_norm(h_BxDxC)
+        start_Bx1xC = jnp.broadcast_to(self.start[1].astype(dtype), (h_BxDxC.shape[0], 1, h_BxDxC.shape[2]))
+        previous_BxDxC = jnp.concatenate([start_Bx1xC, h_BxDxC[:, :-1]], axis=1)
         project = self.project.astype(dtype)
-        norms = [self.input_norm, *self.tap_norms]
-        terms = []
-        for index, (norm, x_BxDxC) in enumerate(zip(norms, jnp.split(h_BxDxTC, len(norms), axis=-1), strict=True)):
-            x_BxDxC = norm(x_BxDxC)
-            start_Bx1xC = jnp.broadcast_to(self.start[1].astype(dtype), (x_BxDxC.shape[0], 1, x_BxDxC.shape[2]))
-            previous_BxDxC = jnp.concatenate([start_Bx1xC, x_BxDxC[:, :-1]], axis=1)
-            terms.append(jnp.einsum("BDC,CK->BDK", previous_BxDxC, project[1 + 2 * index]))
-            terms.append(jnp.einsum("BDC,CK->BDK", x_BxDxC, project[2 + 2 * index]))
-        return functools.reduce(jnp.add, terms)
+        return jnp.einsum("BDC,CK->BDK", previous_BxDxC, project[1]) + jnp.einsum("BDC,CK->BDK", h_BxDxC, project[2])
 
     def token_input(self, embedded_BxSxC: jax.Array, is_first_BxS: jax.Array) -> jax.Array:
         """`W1 emb(previous token)`, the start vector where the track is the very first, `[B, S, C]`."""
@@ -132,7 +111,6 @@ class CausalPart(nn.Module):
                 rotate_query(q), k, v, lengths_B, is_causal=True, implementation=self.config.attention
             )
 
-        x_BxDxC = self._through_input_mlp(x_BxDxC, deterministic)
         for block in self.blocks:
             x_BxDxC = block(x_BxDxC, attend, deterministic)
         return self._to_output(x_BxDxC), cache
@@ -140,7 +118,6 @@ class CausalPart(nn.Module):
     def window(self, x_BxSxC, previous_BxS, positions_BxS, cache, start_B) -> jax.Array:
         """The window's tracks alone, given the cached keys and values of the tracks before `start`."""
         rotate_query, rotate_key = self._rotations(previous_BxS, positions_BxS)
-        x_BxSxC = self._through_input_mlp(x_BxSxC)
         for block, (prefix_k, prefix_v) in zip(self.blocks, cache, strict=True):
 
             def attend(q, k, v, prefix_k=prefix_k, prefix_v=prefix_v):
@@ -148,11 +125,6 @@ class CausalPart(nn.Module):
 
             x_BxSxC = block(x_BxSxC, attend)
         return self._to_output(x_BxSxC)
-
-    def _through_input_mlp(self, x_BxSxC: jax.Array, deterministic: bool = True) -> jax.Array:
-        if not self.config.causal_input_mlp:
-            return x_BxSxC
-        return x_BxSxC + self.drop(self.input_mlp(self.input_mlp_norm(x_BxSxC)), deterministic=deterministic)
 
     def _to_output(self, x_BxSxC: jax.Array) -> jax.Array:
         return jnp.einsum("BSC,CK->BSK", self.output_norm(x_BxSxC), self.output.astype(self.config.compute_dtype))
@@ -169,10 +141,7 @@ class SpeculativeNetwork(nn.Module):
     config: HybridConfig
 
     def trunk(self, tokens_BxD, positions_BxD, lengths_B=None, deterministic: bool = True) -> jax.Array:
-        """Hidden vectors from tokens whose masked tracks hold the mask id, `[B, D, T C]`.
-
-        `h` in the first `C` channels, behind it what `config.tapped_blocks` give, in their order (`with_taps`).
-        """
+        """Hidden vectors `h_BxDxC` from tokens whose masked tracks hold the mask id."""
         raise NotImplementedError
 
     def embed(self, tokens_BxS: jax.Array) -> jax.Array:
@@ -191,21 +160,17 @@ class SpeculativeNetwork(nn.Module):
         """The kernel `[K, padded V]` of that product, from the network's parameters; needs no bound module."""
         raise NotImplementedError
 
-    def last(self, h_BxSxTC: jax.Array) -> jax.Array:
-        """`h` alone of what the trunk gives, `[B, S, C]`."""
-        return h_BxSxTC[..., : self.config.width]
-
-    def head(self, h_BxSxTC: jax.Array) -> jax.Array:
+    def head(self, h_BxSxC: jax.Array) -> jax.Array:
         """`logits(readout(h))`: float32 logits `[B, S, V]`."""
-        return self.logits(self.readout(self.last(h_BxSxTC)))
+        return self.logits(self.readout(h_BxSxC))
 
-    def token_free_input(self, h_BxDxTC: jax.Array) -> jax.Array:
+    def token_free_input(self, h_BxDxC: jax.Array) -> jax.Array:
         """See `CausalPart.token_free_input`."""
-        return self.causal.token_free_input(h_BxDxTC)
+        return self.causal.token_free_input(h_BxDxC)
 
-    def target_hidden(self, h_BxSxTC: jax.Array, causal_output_BxSxC: jax.Array) -> jax.Array:
+    def target_hidden(self, h_BxSxC: jax.Array, causal_output_BxSxC: jax.Array) -> jax.Array:
         """What the head sees of the causal part: its output, plus `h` of the track to predict."""
-        return self.last(h_BxSxTC) + causal_output_BxSxC if self.config.output_residual else causal_output_BxSxC
+        return h_BxSxC + causal_output_BxSxC if self.config.output_residual else causal_output_BxSxC
 
     def _full_input(self, u_BxDxC, tokens_BxD, positions_BxD):
         previous_BxD = jnp.pad(positions_BxD[:, :-1], ((0, 0), (1, 0)), constant_values=-1)
@@ -214,25 +179,25 @@ class SpeculativeNetwork(nn.Module):
         return u_BxDxC + self.causal.token_input(embedded_BxDxC, is_first_BxD), previous_BxD
 
     def causal_full(
-        self, h_BxDxTC, u_BxDxC, tokens_BxD, positions_BxD, lengths_B=None, deterministic: bool = True
+        self, h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD, lengths_B=None, deterministic: bool = True
     ) -> tuple[jax.Array, list]:
         """Target hidden vectors of all tracks given the tokens before each, and the causal blocks' keys and values."""
         if not self.config.n_causal:
-            return h_BxDxTC, []
+            return h_BxDxC, []
         x_BxDxC, previous_BxD = self._full_input(u_BxDxC, tokens_BxD, positions_BxD)
         output_BxDxC, cache = self.causal.full(x_BxDxC, previous_BxD, positions_BxD, lengths_B, deterministic)
-        return self.target_hidden(h_BxDxTC, output_BxDxC), cache
+        return self.target_hidden(h_BxDxC, output_BxDxC), cache
 
-    def causal_window(self, h_BxSxTC, u_BxSxC, previous_tokens_BxS, previous_BxS, positions_BxS, cache, start_B):
+    def causal_window(self, h_BxSxC, u_BxSxC, previous_tokens_BxS, previous_BxS, positions_BxS, cache, start_B):
         """Target hidden vectors of window tracks `start .. start+S-1`; `previous_*` belong to the track before each."""
-        is_first_BxS = start_B[:, None] + jnp.arange(h_BxSxTC.shape[1])[None] == 0
+        is_first_BxS = start_B[:, None] + jnp.arange(h_BxSxC.shape[1])[None] == 0
         x_BxSxC = u_BxSxC + self.causal.token_input(self.embed(previous_tokens_BxS), is_first_BxS)
         output_BxSxC = self.causal.window(x_BxSxC, previous_BxS, positions_BxS, cache, start_B)
-        return self.target_hidden(h_BxSxTC, output_BxSxC)
+        return self.target_hidden(h_BxSxC, output_BxSxC)
 
     def draft_hidden(self, masked_tokens_BxD, positions_BxD, lengths_B=None) -> jax.Array:
         """What the head's product reads of the draft, `[B, D, K]`; asks for no parameter of the causal part."""
-        return self.readout(self.last(self.trunk(masked_tokens_BxD, positions_BxD, lengths_B)))
+        return self.readout(self.trunk(masked_tokens_BxD, positions_BxD, lengths_B))
 
     def hidden_pair(
         self,
@@ -247,12 +212,12 @@ class SpeculativeNetwork(nn.Module):
 
         Args: as `__call__`; with `deterministic_trunk` the trunk has no dropout whatever `deterministic` says.
         """
-        h_BxDxTC = self.trunk(masked_tokens_BxD, positions_BxD, lengths_B, deterministic or deterministic_trunk)
-        draft_BxDxK = self.readout(self.last(h_BxDxTC))
+        h_BxDxC = self.trunk(masked_tokens_BxD, positions_BxD, lengths_B, deterministic or deterministic_trunk)
+        draft_BxDxK = self.readout(h_BxDxC)
         if not self.config.n_causal:
             return draft_BxDxK, draft_BxDxK
-        u_BxDxC = self.token_free_input(h_BxDxTC)
-        target_h_BxDxC, _ = self.causal_full(h_BxDxTC, u_BxDxC, tokens_BxD, positions_BxD, lengths_B, deterministic)
+        u_BxDxC = self.token_free_input(h_BxDxC)
+        target_h_BxDxC, _ = self.causal_full(h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD, lengths_B, deterministic)
         return draft_BxDxK, self.readout(target_h_BxDxC)
 
     def __call__(

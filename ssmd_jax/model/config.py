@@ -34,9 +34,6 @@ class HybridConfig:
         mlp_width: hidden width of the gated MLPs; 0 means 8/3 of `width`, rounded up to a multiple of 64. The trunk
             "esm2" has plain ones of 4 times `width`.
         causal_mlp_width: that of the causal blocks' MLPs; 0 means as the trunk's.
-        causal_input_mlp: hidden width of a gated MLP before the causal blocks, in which each track's token meets the
-            trunk's vectors before attention mixes tracks; 0 for none.
-        causal_taps: the causal part reads so many inner vectors of the trunk, evenly spaced, beside its last.
         vocab_size: of the trunk "llada": rows of its embedding and columns of its head, the mask's among them; 0 for
             the tokens and a mask behind them.
         mask_id: of the trunk "llada" with a `vocab_size`: its mask token.
@@ -75,8 +72,6 @@ class HybridConfig:
     n_causal: int = 1
     mlp_width: int = 0
     causal_mlp_width: int = 0
-    causal_input_mlp: int = 0
-    causal_taps: int = 0
     rotary_form: str = "query_next"
     output_residual: bool = True
     dropout: float = 0.0
@@ -93,8 +88,8 @@ class HybridConfig:
                 raise ValueError(
                     f"model.{name} must be a whole number of at least {least}, got {getattr(self, name)!r}"
                 )
-        widths = ("mlp_width", "causal_mlp_width", "causal_input_mlp")
-        for name in ("n_causal", *widths, "causal_taps", "vocab_size", "mask_id", "special_from", "num_kv_heads"):
+        counts = ("n_causal", "mlp_width", "causal_mlp_width", "vocab_size", "mask_id", "special_from", "num_kv_heads")
+        for name in counts:
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 0:
                 raise ValueError(f"model.{name} must be a whole number of at least 0, got {getattr(self, name)!r}")
         if self.width % self.num_heads:
@@ -103,11 +98,6 @@ class HybridConfig:
         if self.head_dim % divisor:
             raise ValueError(
                 f"model.width / model.num_heads is {self.head_dim}: rotary positions need a multiple of {divisor}"
-            )
-        if self.causal_taps >= self.n_noncausal:
-            raise ValueError(
-                f"model.causal_taps {self.causal_taps} must be below model.n_noncausal {self.n_noncausal}: the last "
-                "block's vectors are read anyway"
             )
         choices = {
             "trunk": TRUNKS,
@@ -133,8 +123,6 @@ class HybridConfig:
                 raise ValueError("model.mlp 'hopper' needs model.dtype 'bfloat16'")
             check_widths(self.width, self.hidden)
             check_widths(self.width, self.causal_hidden)
-            if self.causal_input_mlp:
-                check_widths(self.width, self.causal_input_mlp)
 
     @property
     def head_dim(self) -> int:
@@ -153,27 +141,8 @@ class HybridConfig:
 
     @property
     def causal_cost(self) -> float:
-        """What the causal part costs, a block of the trunk being 1: by the kernels of its blocks and of its input MLP.
-
-        The projections of inner vectors count as if every round made them, though one a pass does.
-        """
-        if not self.n_causal:
-            return 0.0
-        extra = 3 * self.width * self.causal_input_mlp + 2 * self.causal_taps * self.width**2
-        kernels = self.n_causal * self.block_kernels(self.causal_hidden) + extra
-        return kernels / self.block_kernels(self.hidden)
-
-    @property
-    def tapped_blocks(self) -> tuple[int, ...]:
-        """The blocks of the trunk whose vectors the causal part reads beside the last one's, counted from 0."""
-        if not self.n_causal:
-            return ()
-        return tuple(self.n_noncausal * (tap + 1) // (self.causal_taps + 1) - 1 for tap in range(self.causal_taps))
-
-    @property
-    def block_scale(self) -> float:
-        """Scale of the initial kernels that add to the residual stream, of the blocks that read tokens' vectors."""
-        return (2 * (self.n_noncausal + self.n_causal)) ** -0.5
+        """What the causal blocks cost, a block of the trunk being 1: by their kernels."""
+        return self.n_causal * (self.block_kernels(self.causal_hidden) / self.block_kernels(self.hidden))
 
     def block_kernels(self, hidden: int) -> int:
         """Parameters of a block's kernels: the projections of attention, and an MLP of this hidden width."""

@@ -123,7 +123,7 @@ class Esm2Block(nn.Module):
     @nn.compact
     def __call__(self, x_BxDxC: jax.Array, attend, deterministic: bool) -> jax.Array:
         config, dtype = self.config, self.config.compute_dtype
-        out_scale = config.block_scale
+        out_scale = (2 * (config.n_noncausal + config.n_causal)) ** -0.5
         drop = nn.Dropout(config.dropout, deterministic=deterministic)
         attention = Attention(config, out_scale, name="attention")
         x_BxDxC = x_BxDxC + drop(attention(LayerNorm(dtype, name="attention_norm")(x_BxDxC), attend))
@@ -157,7 +157,7 @@ class Esm2Network(SpeculativeNetwork):
             self.causal = CausalPart(config)
 
     def trunk(self, tokens_BxD, positions_BxD, lengths_B=None, deterministic: bool = True) -> jax.Array:
-        """See `SpeculativeNetwork.trunk`; `<cls>` and `<eos>` are put before the tracks here, and taken off."""
+        """Hidden vectors `h_BxDxC` of the tracks; `<cls>` and `<eos>` are put before them here, and taken off."""
         batch, length = tokens_BxD.shape
         full_lengths_B = jnp.full((batch,), length, jnp.int32) if lengths_B is None else jnp.asarray(lengths_B)
         ends_Bx2 = jnp.broadcast_to(jnp.array([[CLS, EOS]], tokens_BxD.dtype), (batch, 2))
@@ -165,8 +165,7 @@ class Esm2Network(SpeculativeNetwork):
         ids_BxL = jnp.concatenate([ends_Bx2, tokens_BxD], axis=1)
         positions_BxL = jnp.concatenate([end_positions_Bx2.astype(positions_BxD.dtype), positions_BxD + 1], axis=1)
         valid_B = None if lengths_B is None else full_lengths_B + 2
-        h_BxLxC, taps = self._encode(ids_BxL, positions_BxL, valid_B, deterministic)
-        return jnp.concatenate([h_BxLxC, *taps], axis=-1)[:, 2:]
+        return self.encode(ids_BxL, positions_BxL, valid_B, deterministic)[:, 2:]
 
     def encode(self, ids_BxL, positions_BxL, lengths_B=None, deterministic: bool = True) -> jax.Array:
         """Hidden vectors after the last norm, of any ids in any order.
@@ -180,16 +179,11 @@ class Esm2Network(SpeculativeNetwork):
         Returns:
             `[B, L, C]`; arbitrary but finite on padding.
         """
-        return self._encode(ids_BxL, positions_BxL, lengths_B, deterministic)[0]
-
-    def _encode(self, ids_BxL, positions_BxL, lengths_B, deterministic) -> tuple[jax.Array, list]:
-        """`encode`, and the inner vectors of `config.tapped_blocks`."""
         x_BxLxC = self._rows(ids_BxL)
         if self.config.token_dropout:
             x_BxLxC = x_BxLxC * token_dropout_scale(ids_BxL, lengths_B)[..., None].astype(x_BxLxC.dtype)
         x_BxLxC = constrain(x_BxLxC, ACTIVATION_AXES)
-        x_BxLxC, taps = self.trunk_blocks(x_BxLxC, positions_BxL, lengths_B, deterministic)
-        return self.final_norm(x_BxLxC), taps
+        return self.final_norm(self.trunk_blocks(x_BxLxC, positions_BxL, lengths_B, deterministic))
 
     def embed(self, tokens_BxS: jax.Array) -> jax.Array:
         """Rows of the table brought to unit mean square, since a pretrained table may be of any scale, `[B, S, C]`."""

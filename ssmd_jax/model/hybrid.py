@@ -3,7 +3,6 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ssmd_jax.model.causal import ACTIVATION_AXES, Block, CausalPart, SpeculativeNetwork
 from ssmd_jax.model.config import HybridConfig
@@ -12,10 +11,7 @@ from ssmd_jax.model.partitioning import constrain
 
 
 class Trunk(nn.Module):
-    """`n_noncausal` bidirectional blocks of one kind, scanned.
-
-    Returns the last block's vectors, and a list of those of `config.tapped_blocks`.
-    """
+    """`n_noncausal` bidirectional blocks of one kind, scanned."""
 
     config: HybridConfig
     block: type[nn.Module] = Block
@@ -29,11 +25,8 @@ class Trunk(nn.Module):
             q, k = rotate(q, table), rotate(k, table)
             return full_attention(q, k, v, lengths_B, is_causal=False, implementation=config.attention)
 
-        taps = np.array(config.tapped_blocks, int)
-
         def body(block, x_BxDxC, _):
-            x_BxDxC = block(x_BxDxC, attend, deterministic)
-            return x_BxDxC, x_BxDxC if taps.size else None
+            return block(x_BxDxC, attend, deterministic), None
 
         if config.remat:
             body = nn.remat(body, prevent_cse=False)
@@ -45,8 +38,7 @@ class Trunk(nn.Module):
             unroll=config.unroll,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
-        x_BxDxC, all_LxBxDxC = scan(self.block(config, name="blocks"), x_BxDxC, None)
-        return x_BxDxC, [all_LxBxDxC[index] for index in taps]
+        return scan(self.block(config, name="blocks"), x_BxDxC, None)[0]
 
 
 class HybridTransformer(SpeculativeNetwork):
@@ -64,10 +56,9 @@ class HybridTransformer(SpeculativeNetwork):
             self.causal = CausalPart(config)
 
     def trunk(self, tokens_BxD, positions_BxD, lengths_B=None, deterministic: bool = True) -> jax.Array:
-        """See `SpeculativeNetwork.trunk`."""
+        """Hidden vectors `h_BxDxC` from tokens whose masked tracks hold the mask id."""
         x_BxDxC = constrain(self.embed(tokens_BxD), ACTIVATION_AXES)
-        h_BxDxC, taps = self.trunk_blocks(x_BxDxC, positions_BxD, lengths_B, deterministic)
-        return jnp.concatenate([h_BxDxC, *taps], axis=-1)
+        return self.trunk_blocks(x_BxDxC, positions_BxD, lengths_B, deterministic)
 
     def embed(self, tokens_BxS: jax.Array) -> jax.Array:
         """The embedding that the trunk reads too, `[B, S, C]`."""

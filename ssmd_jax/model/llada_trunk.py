@@ -68,11 +68,9 @@ class LladaNetwork(SpeculativeNetwork):
             self.causal = CausalPart(self.config)
 
     def trunk(self, tokens_BxD, positions_BxD, lengths_B=None, deterministic: bool = True) -> jax.Array:
-        """See `SpeculativeNetwork.trunk`; `h` is behind the last norm, and there is no dropout in it."""
+        """Hidden vectors `h_BxDxC` behind the last norm; there is no dropout in it."""
         key_mask_BxD = None if lengths_B is None else jnp.arange(tokens_BxD.shape[1])[None] < lengths_B[:, None]
-        ids_BxD = self._ids(tokens_BxD)
-        h_BxDxC, taps = self.network.encode(ids_BxD, positions_BxD, key_mask_BxD, self.config.tapped_blocks)
-        return jnp.concatenate([h_BxDxC, *taps], axis=-1)
+        return self.network.encode(self._ids(tokens_BxD), positions_BxD, key_mask_BxD)
 
     def embed(self, tokens_BxS: jax.Array) -> jax.Array:
         """Rows of LLaDA's embedding brought to unit mean square, `[B, S, C]`."""

@@ -43,8 +43,7 @@ def train_flops_per_token(
 
     - trunk block: `2 (4 C^2 + 3 C F)` for its kernels, `4 D C` for scores and mix;
     - causal block: the same, with an MLP width of its own and half of the attention, `2 D C`;
-    - causal projections: `2 (3 C^2 + C^2)`, the three-way input and the output map, `2 (2 C^2)` for each inner vector
-      that is read, and `2 (3 C F)` for a gated MLP of width `F` on the input;
+    - causal projections: `2 (3 C^2 + C^2)`, the three-way input and the output map;
     - head: `2 C V`, twice, for the draft and for the target, times `head_tracks`, the share of the tracks that it is
       applied to. None for the trainer's: all, or the masked ones where the vocabulary is taken in chunks
       (`training/cross_entropy.py`), of which a row has `(D + 1) / 2` in the mean.
@@ -59,8 +58,7 @@ def train_flops_per_token(
     head = 2 * width * tokens * head_tracks
     if not config.n_causal:
         return 3.0 * (trunk + head)
-    causal = config.n_causal * (2 * config.block_kernels(config.causal_hidden) + 2 * length * width)
-    causal += 2 * (4 + 2 * config.causal_taps) * width**2 + 2 * 3 * width * config.causal_input_mlp
+    causal = config.n_causal * (2 * config.block_kernels(config.causal_hidden) + 2 * length * width) + 2 * 4 * width**2
     if freeze_trunk:
         return float(trunk + head + 3 * causal + 2 * head)
     return 3.0 * (trunk + causal + 2 * head)
@@ -76,5 +74,5 @@ def step_flops_per_token(config: HybridConfig, length: int, loss: LossConfig) ->
     own = train_flops_per_token(config, length, loss.freeze_trunk, head_tracks)
     if not loss.keeps_teacher:
         return loss.passes * own
-    trunk = dataclasses.replace(config, n_causal=0, causal_taps=0)
+    trunk = dataclasses.replace(config, n_causal=0)
     return loss.passes * (own + train_flops_per_token(trunk, length, head_tracks=head_tracks) / 3)

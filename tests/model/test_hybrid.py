@@ -27,9 +27,6 @@ SWITCHES = {
     "gather": {"embedding": "gather"},
     "plain": {"n_causal": 0},
     "remat, unrolled": {"remat": True, "unroll": 3},
-    "inner vectors": {"causal_taps": 2},
-    "input MLP": {"causal_input_mlp": 48, "n_causal": 1},
-    "inner vectors, input MLP": {"causal_taps": 1, "causal_input_mlp": 48, "remat": True},
 }
 
 
@@ -61,7 +58,7 @@ def windows(model, tokens, positions, start, lengths, sizes, full_rows=False):
         )
         for size in sizes
     }
-    return context.h_BxDxC, logits  # and inner vectors behind `h`, where there are any
+    return context.h_BxDxC, logits
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -144,54 +141,10 @@ def test_a_wide_causal_block_costs_what_its_kernels_cost():
         assert model.trunk_cost + model.verify_cost == pytest.approx(1)
 
 
-def test_the_input_costs_what_its_kernels_cost():
-    """Inner vectors as if every round read them, though a pass does: an NFE is not to look cheaper than it is."""
-    config = HybridConfig(num_tokens=V, width=64, num_heads=2, n_noncausal=6, mlp_width=128)
-    block = 4 * 64**2 + 3 * 64 * 128
-    size = lambda config: sum(
-        x.size
-        for name in ("project", "input_mlp")
-        for x in jax.tree.leaves(
-            nn.unbox(
-                jax.eval_shape(HybridTransformer(config).init, jax.random.key(0), *[jnp.zeros((1, D), jnp.int32)] * 3)
-            )["params"]["causal"].get(name, {})
-        )
-    )
-    for fields in ({"causal_taps": 3}, {"causal_input_mlp": 96}, {"causal_taps": 2, "causal_input_mlp": 32}):
-        each = dataclasses.replace(config, **fields)
-        cost = 1 + (size(each) - size(config)) / block
-        assert HybridModel(None, each).verify_cost == pytest.approx(cost / (6 + cost)) and cost > 1
-    assert dataclasses.replace(config, causal_taps=3, n_causal=0).causal_cost == 0
-
-
-@pytest.mark.parametrize(
-    ("n_noncausal", "taps", "blocks"), [(12, 3, (2, 5, 8)), (2, 1, (0,)), (5, 4, (0, 1, 2, 3)), (30, 2, (9, 19))]
-)
-def test_inner_vectors_are_evenly_spaced(n_noncausal, taps, blocks):
-    assert dataclasses.replace(CONFIG, n_noncausal=n_noncausal, causal_taps=taps).tapped_blocks == blocks
-
-
-def test_inner_vectors_are_those_of_a_shorter_trunk():
-    config, (tokens, positions), start = dataclasses.replace(CONFIG, causal_taps=2), inputs(), jnp.array([0, 4, 9])
-    params = random_params(config)
-    trunk = lambda config, params: HybridTransformer(config).apply(
-        {"params": params}, mask(tokens, start), positions, method="trunk"
-    )
-    found = trunk(config, params)
-    assert found.shape == (B, D, 3 * config.width)
-    parts = [trunk(CONFIG, params), *np.split(np.asarray(found), 3, axis=-1)[1:]]
-    for count, part in zip((3, 1, 2), parts, strict=True):
-        shorter = {**params, "trunk_blocks": jax.tree.map(lambda x, n=count: x[:n], params["trunk_blocks"])}
-        expected = trunk(dataclasses.replace(CONFIG, n_noncausal=count), shorter)
-        np.testing.assert_allclose(part, expected, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["two causal blocks", "inner vectors, input MLP"])
-def test_reorder_equals_a_pass_under_the_new_order(name):
+def test_reorder_equals_a_pass_under_the_new_order():
     """Permuting the masked suffix of a context is the same as having run the pass with it permuted."""
     (tokens, positions), start = inputs(), jnp.array([0, 4, D - 1])
-    config = dataclasses.replace(CONFIG, **SWITCHES[name])
-    model = HybridModel(random_params(config), config)
+    model = HybridModel(random_params(CONFIG), CONFIG)
     permutation = np.tile(np.arange(D), (B, 1))
     for b, i in enumerate(start.tolist()):
         permutation[b, i:] = i + np.random.default_rng(b).permutation(D - i)
@@ -204,9 +157,7 @@ def test_reorder_equals_a_pass_under_the_new_order(name):
 
 
 @pytest.mark.parametrize("embedding", ["one_hot", "gather"])
-@pytest.mark.parametrize(
-    "name", ["two causal blocks", "one causal block", "halves", "no residual", "inner vectors, input MLP"]
-)
+@pytest.mark.parametrize("name", ["two causal blocks", "one causal block", "halves", "no residual"])
 def test_who_sees_whom(name, embedding):
     """By gradient: the test that catches a target which sees what it should judge.
 
@@ -282,20 +233,11 @@ def numpy_causal_twin(params, config, h, tokens, positions):
         return np.concatenate([a * np.cos(angle) - b * np.sin(angle), b * np.cos(angle) + a * np.sin(angle)])
 
     x, carried = [], []
-    norms = ["input_norm", *(f"tap_norms_{n}" for n in range(config.causal_taps))]
-    h, *inner = np.split(h, len(norms), axis=-1)
+    normed = [norm(h[k], causal["input_norm"]["scale"]) for k in range(length)]
     for k in range(length):
         embedded = p["embedding"]["table"][tokens[k - 1]] if k else causal["start"][0]
-        total = embedded @ causal["project"][0]
-        for n, (name, vectors) in enumerate(zip(norms, (h, *inner), strict=True)):
-            before = norm(vectors[k - 1], causal[name]["scale"]) if k else causal["start"][1]
-            after = norm(vectors[k], causal[name]["scale"])
-            total = total + before @ causal["project"][1 + 2 * n] + after @ causal["project"][2 + 2 * n]
-        if config.causal_input_mlp:
-            mlp = causal["input_mlp"]
-            gate, up = np.einsum("c,cgf->gf", norm(total, causal["input_mlp_norm"]["scale"]), mlp["up"])
-            total = total + (gate / (1 + np.exp(-gate)) * up) @ mlp["down"]
-        x.append(total)
+        before = normed[k - 1] if k else causal["start"][1]
+        x.append(embedded @ causal["project"][0] + before @ causal["project"][1] + normed[k] @ causal["project"][2])
         carried.append(positions[k - 1] if k else -1)
     for n in range(config.n_causal):
         block = causal[f"blocks_{n}"]
@@ -319,19 +261,17 @@ def numpy_causal_twin(params, config, h, tokens, positions):
     return np.array(logits)
 
 
-@pytest.mark.parametrize("name", ["two causal blocks", "inner vectors, input MLP"])
 @pytest.mark.parametrize("identity", [True, False])
-def test_causal_part_equals_a_plain_twin(identity, name):
+def test_causal_part_equals_a_plain_twin(identity):
     """Under the identity order an ordinary causal transformer; under any order the loops of the method's page."""
-    config = dataclasses.replace(CONFIG, **SWITCHES[name])
-    params, (tokens, positions), start = random_params(config, 0.1), inputs(), jnp.array([0, 4, 9])
+    params, (tokens, positions), start = random_params(CONFIG, 0.1), inputs(), jnp.array([0, 4, 9])
     if identity:
         positions = jnp.tile(jnp.arange(D)[None], (B, 1))
-    _, target = full(config, params, tokens, positions, start)
-    h, _ = windows(HybridModel(params, config), tokens, positions, start, jnp.full(B, D), sizes=SIZES)
+    _, target = full(CONFIG, params, tokens, positions, start)
+    h, _ = windows(HybridModel(params, CONFIG), tokens, positions, start, jnp.full(B, D), sizes=SIZES)
     for b in range(B):
         twin = numpy_causal_twin(
-            params, config, np.asarray(h[b], np.float64), np.asarray(tokens[b]), np.asarray(positions[b])
+            params, CONFIG, np.asarray(h[b], np.float64), np.asarray(tokens[b]), np.asarray(positions[b])
         )
         np.testing.assert_allclose(target[b], twin, atol=2e-4)
 
@@ -385,15 +325,8 @@ def test_dropout_is_on_in_training_only():
         ({"attention": "cudnn"}, "cudnn"),
         ({"dtype": "float16"}, "model.dtype"),
         ({"causal_mlp_width": -1}, "model.causal_mlp_width"),
-        ({"causal_input_mlp": -1}, "model.causal_input_mlp"),
-        ({"causal_taps": -1}, "model.causal_taps"),
-        ({"causal_taps": 3}, "model.causal_taps 3 must be below"),
         (
             {"mlp": "hopper", "dtype": "bfloat16", "width": 384, "mlp_width": 1024, "causal_mlp_width": 1000},
-            "got 384 and 1000",
-        ),
-        (
-            {"mlp": "hopper", "dtype": "bfloat16", "width": 384, "mlp_width": 1024, "causal_input_mlp": 1000},
             "got 384 and 1000",
         ),
     ],

@@ -222,17 +222,6 @@ def test_a_wide_causal_block_adds_the_operations_of_its_kernels(one_device):
     assert more == 6 * config.n_causal * 3 * config.width * 32
 
 
-def test_the_causal_input_adds_the_operations_of_its_kernels():
-    """Two products a track for an inner vector, three of the gated MLP; read from the parameters that there are."""
-    size = lambda config: sum(x.size for x in jax.tree.leaves(state.abstract_params(HybridTransformer(config))))
-    config = tiny.config(model__n_noncausal=3).network_config(27)
-    for fields in ({"causal_taps": 2}, {"causal_input_mlp": 48}):
-        more = dataclasses.replace(config, **fields)
-        kernels = size(more) - size(config) - config.width * (2 if "causal_taps" in fields else 1)  # norms' scales
-        operations = flops.train_flops_per_token(more, 16) - flops.train_flops_per_token(config, 16)
-        assert operations == 6 * kernels > 0
-
-
 def test_muon_reads_the_causal_part_as_the_trunk():
     """Kernel by kernel, though its blocks are named as those of another layout."""
     _, _, current, _, _ = make(model__n_causal=2)

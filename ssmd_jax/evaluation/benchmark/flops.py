@@ -17,20 +17,15 @@ def blocks(config: HybridConfig, batch: int, length: int) -> float:
 def trunk(config: HybridConfig, batch: int, length: int) -> float:
     """A trunk pass: the blocks, and what later rounds share.
 
-    That is the token-free part of the causal input, and the causal blocks' keys and values: the input projection of
-    the token, the input's MLP, whole blocks up to the last, and of the last one keys and values alone.
+    That is the token-free half of the causal input, and the causal blocks' keys and values: the input projection of
+    the token, whole blocks up to the last, and of the last one keys and values alone.
     """
     if not config.n_causal:
         return blocks(config, batch, length)
     width = config.width
-    shared = 4 * width**2 * (1 + config.causal_taps) + 2 * width**2 + 4 * width**2 + _input_mlp(config)
+    shared = 4 * width**2 + 2 * width**2 + 4 * width**2
     whole = (config.n_causal - 1) * (2 * config.block_kernels(config.causal_hidden) + 2 * length * width)
     return blocks(config, batch, length) + float(batch * length * (shared + whole))
-
-
-def _input_mlp(config: HybridConfig) -> int:
-    """The gated MLP on the input of the causal blocks, a track."""
-    return 2 * 3 * config.width * config.causal_input_mlp
 
 
 def head(config: HybridConfig, tracks: int) -> float:
@@ -44,7 +39,7 @@ def verify_round(config: HybridConfig, batch: int, length: int, size: int) -> fl
         return head(config, batch * size)
     width = config.width
     causal = config.n_causal * (2 * config.block_kernels(config.causal_hidden) + 4 * (length + size) * width)
-    return float(batch * size * (causal + 4 * width**2 + _input_mlp(config))) + head(config, batch * size)
+    return float(batch * size * (causal + 4 * width**2)) + head(config, batch * size)
 
 
 def naive_round(config: HybridConfig, batch: int, length: int) -> float:
@@ -53,5 +48,4 @@ def naive_round(config: HybridConfig, batch: int, length: int) -> float:
         return head(config, batch * length)
     width = config.width
     causal = config.n_causal * (2 * config.block_kernels(config.causal_hidden) + 2 * length * width)
-    causal += (8 + 4 * config.causal_taps) * width**2 + _input_mlp(config)
-    return float(batch * length * causal) + head(config, batch * length)
+    return float(batch * length * (causal + 8 * width**2)) + head(config, batch * length)
