@@ -6,7 +6,8 @@
         --config.training.init_from=runs/proteins_trunk
 
 `trunk` trains the bidirectional blocks alone as masked diffusion, `head` a causal block on the frozen trunk, `finetune`
-the same with the trunk trained at a tenth of the rate. `loss.teacher_passes=4` teaches a head its trunk's own law.
+the same with the trunk trained at a tenth of the rate, `joint` both from the start, as the networks for text are.
+`loss.teacher_passes=4` teaches a head its trunk's own law.
 `:head-35M` and `:head-150M` have the sizes of the published ESM-2; for them, and for DPLM of 150 M, `init_from` can
 name the folder that Hugging Face publishes, with no run of `trunk` before. Run for 5,500 steps of `trunk`, 4,000 more
 with `init_from` the first, and 3,000 of `head`: 8, 12 and 5 minutes of one H200 (README). Without a GPU:
@@ -19,7 +20,7 @@ from configs import base
 
 # Blocks, width and heads; "21M" is ours, small enough for its weights to travel.
 SIZES = {"21M": (12, 384, 6), "35M": (12, 480, 20), "150M": (30, 640, 20)}
-STAGES = ("trunk", "head", "finetune")
+STAGES = ("trunk", "head", "finetune", "joint")
 
 
 def get_config(which: str = "trunk") -> ConfigDict:
@@ -57,6 +58,7 @@ def get_config(which: str = "trunk") -> ConfigDict:
     if stage == "trunk":
         config.model.n_causal = 0
         config.loss.target_weight = 0.0
+    if stage in ("trunk", "joint"):
         config.optimizer.learning_rate = 1e-3 if size == "21M" else 4e-4
         config.optimizer.warmup_steps = 1_000
         config.training.num_steps = 30_000

@@ -54,7 +54,7 @@ def test_openwebtext_has_the_papers_settings():
 @pytest.mark.parametrize(
     ("which", "trunk", "causal"),
     [("trunk", 21_455_649, 0), ("head", 21_455_649, 2_361_600), ("finetune-35M", 33_501_153, 3_689_280),
-     ("head-150M", 148_139_553, 6_598_400)],
+     ("joint", 21_455_649, 2_361_600), ("head-150M", 148_139_553, 6_598_400)],
 )  # fmt: skip
 def test_proteins_in_stages_and_sizes(which, trunk, causal):
     experiment = ExperimentConfig.from_config_dict(importlib.import_module("configs.proteins").get_config(which))
@@ -67,5 +67,7 @@ def test_proteins_in_stages_and_sizes(which, trunk, causal):
 
 @pytest.mark.parametrize("which", ["heads", "head-8M"])
 def test_other_proteins_are_one_sentence(which):
-    with pytest.raises(ValueError, match=f"proteins.py:{which} is unknown: give trunk, head, finetune, and -21M"):
+    with pytest.raises(
+        ValueError, match=f"proteins.py:{which} is unknown: give trunk, head, finetune, joint, and -21M"
+    ):
         importlib.import_module("configs.proteins").get_config(which)
