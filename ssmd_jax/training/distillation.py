@@ -23,6 +23,9 @@ from ssmd_jax.model.causal import SpeculativeNetwork
 from ssmd_jax.model.partitioning import constrain
 from ssmd_jax.training import keys, masked_pass
 
+# Distances of a window with few tokens, as samplers of good quality take them.
+NEAR = 8
+
 
 def teacher_loss(
     params,
@@ -53,8 +56,11 @@ def teacher_loss(
 
     Returns:
         The loss, and `{"draft_loss", "target_loss"}`: nats of divergence of the draft and of the target of one pass
-        from what the teacher says when the tracks between, at least one, are revealed too. With a trunk that learns on
-        `"drift"` as well, the divergence of its drafts from the teacher's.
+        from what the teacher says when the tracks between, at least one, are revealed too; `"draft_near"` and
+        `"target_near"`, the same at distances below `NEAR` alone, where a sampler's windows lie; and `"target_first"`,
+        that of the target at the first masked track, where the draft's is 0. A target pays where it is below the draft,
+        and what it adds at the first track is paid in every window. With a trunk that learns on there is `"drift"` as
+        well, the divergence of its drafts from the teacher's.
     """
     (batch, length), passes = tokens_BxD.shape, loss_config.teacher_passes
     true_BxD, order_BxD, all_lengths_B = masked_pass.in_random_order(tokens_BxD, lengths_B, key)
@@ -84,11 +90,11 @@ def teacher_loss(
     next_BxTxV = jnp.einsum("BTTV->BTV", taught_BxSxTxV)
     distance_BxSxT = revealed_BxP[:, None, :] - revealed_BxP[:, :, None]
 
-    def mean_divergence(law_BxSxTxV, student_BxSxTxV, least: int):
-        """Over each row's pairs at distances from `least` on; rows weigh as many tokens as they have."""
+    def mean_divergence(law_BxSxTxV, student_BxSxTxV, least: int, below: int = loss_config.teacher_span):
+        """Over each row's pairs at distances `least <= d < below`; rows weigh as many tokens as they have."""
         divergence_BxSxT = jnp.sum(jnp.exp(law_BxSxTxV) * (law_BxSxTxV - student_BxSxTxV), axis=-1)
         # Passes that went round a row's end are further apart than any window.
-        counted_BxSxT = (distance_BxSxT >= least) & (distance_BxSxT < loss_config.teacher_span)
+        counted_BxSxT = (distance_BxSxT >= least) & (distance_BxSxT < min(below, loss_config.teacher_span))
         count_B = jnp.sum(counted_BxSxT, axis=(1, 2))
         mean_B = jnp.sum(jnp.where(counted_BxSxT, divergence_BxSxT, 0.0), axis=(1, 2)) / jnp.maximum(count_B, 1)
         weight_B = all_lengths_B * (count_B > 0)
@@ -98,6 +104,9 @@ def teacher_loss(
     terms = {
         "draft_loss": mean_divergence(next_Bx1xTxV, draft_BxSxTxV, 1),
         "target_loss": mean_divergence(next_Bx1xTxV, target_BxSxTxV, 1),
+        "draft_near": mean_divergence(next_Bx1xTxV, draft_BxSxTxV, 1, NEAR),
+        "target_near": mean_divergence(next_Bx1xTxV, target_BxSxTxV, 1, NEAR),
+        "target_first": mean_divergence(next_Bx1xTxV, target_BxSxTxV, 0, 1),
     }
     total = loss_config.target_weight * mean_divergence(next_Bx1xTxV, target_BxSxTxV, 0)
     if teacher_params is not None:

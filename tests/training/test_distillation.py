@@ -42,10 +42,14 @@ def loss(network):
 
 
 @pytest.mark.parametrize("lengths", [None, (16, 9, 1, 0)])
-def test_loss_equals_a_twin_that_asks_one_law_at_a_time(network, params, loss, lengths):
+def test_loss_equals_a_twin_that_asks_one_law_at_a_time(network, params, lengths, monkeypatch):
+    monkeypatch.setattr(distillation, "NEAR", 3)
+    traced_anew = jax.jit(
+        lambda params, tokens, lengths: step.loss_fn(params, network, tokens, lengths, KEY, CONFIG, True)
+    )
     tokens = jnp.asarray(tiny.data().train[np.arange(4)])
     lengths_B = None if lengths is None else jnp.asarray(lengths)
-    total, terms = loss(params, tokens, lengths_B, CONFIG)
+    total, terms = traced_anew(params, tokens, lengths_B)
     rows = np.full(4, 16) if lengths is None else np.asarray(lengths)
     order = orders.uniform_order(keys.row_keys(keys.stream(KEY, "order"), 4), jnp.asarray(rows), 16)
     true = orders.to_order_space(tokens, order)
@@ -59,24 +63,29 @@ def test_loss_equals_a_twin_that_asks_one_law_at_a_time(network, params, loss, l
 
     by_pass = [[np.asarray(x, np.float64) for x in laws(revealed[:, p])] for p in range(3)]
 
-    def mean_divergence(which, least):
+    def mean_divergence(which, least, below=CONFIG.teacher_span):
         means = np.zeros(4), np.zeros(4)
         for row in range(4):
             found = []
             for s in range(3):
                 for t in range(3):
                     at = revealed[row, t]
-                    if least <= at - revealed[row, s] < CONFIG.teacher_span:
+                    if least <= at - revealed[row, s] < below:
                         teacher, law = by_pass[t][0][row, at], by_pass[s][which][row, at]
                         found.append(np.sum(np.exp(teacher) * (teacher - law)))
             if found and rows[row]:
                 means[0][row], means[1][row] = np.mean(found), rows[row]
-        return np.average(means[0], weights=means[1])
+        return np.average(means[0], weights=means[1]) if means[1].any() else 0.0
 
     np.testing.assert_allclose(terms["draft_loss"], mean_divergence(0, 1), rtol=1e-4)
     np.testing.assert_allclose(terms["target_loss"], mean_divergence(1, 1), rtol=1e-4)
+    np.testing.assert_allclose(terms["draft_near"], mean_divergence(0, 1, 3), rtol=1e-4)
+    np.testing.assert_allclose(terms["target_near"], mean_divergence(1, 1, 3), rtol=1e-4)
+    np.testing.assert_allclose(terms["target_first"], mean_divergence(1, 0, 1), rtol=1e-4)
     np.testing.assert_allclose(total, CONFIG.target_weight * mean_divergence(1, 0), rtol=1e-4)
     assert terms["draft_loss"] > 1e-3 and terms["target_loss"] > 1e-3
+    if lengths is None:
+        assert 1e-3 < terms["draft_near"] != terms["draft_loss"] and terms["target_first"] > 1e-3
 
 
 def test_passes_lie_within_the_span_and_reveal_every_number_alike():
