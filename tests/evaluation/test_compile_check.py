@@ -165,9 +165,10 @@ def test_nothing_fits():
 
 
 @pytest.mark.slow
-def test_state_of_one_device():
-    """Under fsdp=8 each device has an eighth; what the train step says of its arguments agrees."""
-    config = tiny.config(mesh__data=1, mesh__fsdp=8)
+@pytest.mark.parametrize("fields", [{}, {"loss__teacher_passes": 2, "training__init_from": "a trunk"}], ids=str)
+def test_state_of_one_device(fields):
+    """Under fsdp=8 each device has an eighth; what the train step says of its arguments agrees, a teacher's too."""
+    config = tiny.config(mesh__data=1, mesh__fsdp=8, **fields)
     mesh = sharding.make_mesh(config.mesh)
     split = figures.bytes_per_device(make_programs(config, mesh, 27).abstract.params)
     whole = figures.bytes_per_device(make_programs(tiny.config(mesh__data=8), mesh_of(), 27).abstract.params)

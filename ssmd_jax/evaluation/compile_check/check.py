@@ -47,8 +47,9 @@ def check(
 
     Returns:
         JSON values: "topology", "device", "devices", "mesh", "capacity" (bytes of a device, None where not known),
-        "num_params", "state" (bytes on a device of "params", "ema_params", "opt_state"), "programs" (by name, see
-        `figures.Figures`), "fits" (None where the capacity is not known), "reason" (None where it fits).
+        "num_params", "state" (bytes on a device of "params", "ema_params", "opt_state" and, where the loss keeps one,
+        "teacher_params"), "programs" (by name, see `figures.Figures`), "fits" (None where the capacity is not known),
+        "reason" (None where it fits).
 
     Raises:
         ValueError: for bad input, and where not even the smallest batch fits.
@@ -104,7 +105,8 @@ def check(
 
     results = {}
     built = lowering.make_programs(config, mesh, num_tokens)
-    state = {name: bytes_per_device(getattr(built.abstract, name)) for name in ("params", "ema_params", "opt_state")}
+    parts = ("params", "ema_params", "opt_state", *(("teacher_params",) if config.loss.keeps_teacher else ()))
+    state = {name: bytes_per_device(getattr(built.abstract, name)) for name in parts}
     if lowering.TRAIN in programs:
         results[lowering.TRAIN] = train(batch_size)
     if lowering.VALIDATION in programs:

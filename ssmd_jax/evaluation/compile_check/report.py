@@ -78,7 +78,9 @@ def table(
             ("parameters", "params"),
             ("moving average", "ema_params"),
             ("optimiser", "opt_state"),
+            ("teacher", "teacher_params"),
         )
+        if field in state
     )
     return "\n".join(
         [
