@@ -30,7 +30,8 @@ class LossConfig:
     """Weights and options of the two-term loss.
 
     Attributes:
-        draft_weight: weight of the draft's cross entropy (the masked-diffusion bound).
+        draft_weight: weight of the draft's cross entropy (the masked-diffusion bound); with `teacher_passes`, of the
+            divergence of its drafts from the teacher's.
         target_weight: weight of the target's cross entropy.
         window_step: train both on windows of the sampler with `CosineWindow(window_step)`; 0 for all masked tracks.
             Samplers with wider windows, prompts or too few rounds ask for tracks that are then never trained.
@@ -42,7 +43,7 @@ class LossConfig:
             has drawn.
         teacher_passes: the target learns what the trunk says of its own next track, from so many passes a row
             (METHOD.md section 4, "Taught by the trunk"); 0 for the tokens of the data. A trunk that is not frozen is
-            held to the drafts of the one it was at the start, which teaches.
+            held to the drafts of the one it was at the start, which teaches, at distances below `teacher_span`.
         teacher_span: the target learns at distances below it.
     """
 
@@ -82,8 +83,8 @@ class LossConfig:
             raise ValueError("loss.teacher_passes teaches the target: loss.target_weight must be positive")
         if self.teacher_passes and not self.freeze_trunk and self.draft_weight == 0:
             raise ValueError(
-                "loss.teacher_passes with loss.draft_weight 0 would let the drafts go: set loss.freeze_trunk, or a "
-                "positive loss.draft_weight"
+                "loss.teacher_passes with loss.draft_weight 0 would leave the drafts free to change: set "
+                "loss.freeze_trunk, or a positive loss.draft_weight"
             )
         if self.teacher_passes and (self.window_step or self.target_tracks or self.tie_first):
             raise ValueError(

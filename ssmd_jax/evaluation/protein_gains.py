@@ -72,25 +72,27 @@ def read_rows(
 
     Returns:
         An entry of the index a setting, with the fields of `proteins.Judged`; and those of the natural proteins. Where
-        networks differ in size, as a trunk alone and one with a head on it do, NFE are those of the smallest.
+        networks differ in size, as a trunk alone and one with a head on it do, NFE are those of the smallest, by the
+        kernels of their blocks.
 
     Raises:
         ValueError: for a file that is none of these, sets that are there twice or of different tasks, sets that
-            were not judged, and draws some of which do not say how large their network is.
+            were not judged, and draws of which some do not say how large their network is.
     """
-    entries, tasks, blocks = [], [], []
+    entries, tasks, kernels = [], [], {}
     for path in drawn:
         path = pathlib.Path(os.path.expanduser(path))
         index = _read(path / protein_sets.INDEX if path.is_dir() else path, "draw_proteins", COST_FIELDS)
-        entries += [dict(entry) for entry in index["sets"]]
-        blocks += [index.get("blocks")] * len(index["sets"])
+        kernels[path] = index.get("kernels")
+        entries += [(path, dict(entry)) for entry in index["sets"]]
         tasks.append((index.get("task"), index.get("keep")))
-    if None in blocks and set(blocks) != {None}:
-        raise ValueError("some draws say how many blocks their network has and some do not: draw these anew")
-    for entry, size in zip(entries, blocks, strict=True):
-        if size is not None:
-            factor = size / min(blocks)
-            entry["nfe"] = {name: value and value * factor for name, value in entry["nfe"].items()}
+    unknown = [str(path) for path, size in kernels.items() if size is None]
+    if unknown and len(unknown) < len(kernels):
+        raise ValueError(f"{', '.join(unknown)} does not say how large its network is, and others do: draw it anew")
+    for path, entry in entries if not unknown else ():
+        factor = kernels[path] / min(kernels.values())
+        entry["nfe"] = {name: value and value * factor for name, value in entry["nfe"].items()}
+    entries = [entry for _, entry in entries]
     if len(set(tasks)) > 1:
         raise ValueError("the sets were drawn for different tasks: compare those of one")
     names = [proteins.set_name(entry["file"]) for entry in entries]

@@ -21,6 +21,7 @@ from ssmd_jax.evaluation.protein_tools import write_fasta
 from ssmd_jax.evaluation.proteins import spread
 from ssmd_jax.evaluation.report import file_stem
 from ssmd_jax.evaluation.statistics import ratio, to_json
+from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.training.config import ExperimentConfig
 from ssmd_jax.training.loading import load_lengths
 from ssmd_jax.training.terminal import say
@@ -79,6 +80,11 @@ def scaffold(naturals: list[str], tokenizer, count: int, length: int, keep: floa
     return Task(tokens_NxD, given_NxD, np.array([len(s) for s in naturals], np.int32), tuple(naturals))
 
 
+def nfe_kernels(config: HybridConfig) -> int:
+    """Parameters of the blocks' kernels that a track passes in one NFE: what NFE of unlike networks compare by."""
+    return round((config.n_noncausal + config.causal_cost) * config.block_kernels(config.hidden))
+
+
 def draw_workdir(
     workdir: os.PathLike | str,
     output: os.PathLike | str,
@@ -109,10 +115,9 @@ def draw_workdir(
 
     Returns:
         JSON values: "task", "keep", "natural" (the file of the natural proteins, None for whole ones), "num_widths",
-        "blocks" (what one NFE of this network costs, in blocks of its trunk), and "sets": an entry a setting with
-        "file", "sampler", "setting", "nfe", "passes", "rounds", "batch_size", "seconds_per_batch",
-        "seconds_per_sample", "acceptance" and "recovery", the share of the letters to fill in that are the natural ones
-        (None for whole proteins).
+        "kernels" (of `nfe_kernels`), and "sets": an entry a setting with "file", "sampler", "setting", "nfe", "passes",
+        "rounds", "batch_size", "seconds_per_batch", "seconds_per_sample", "acceptance" and "recovery", the share of the
+        letters to fill in that are the natural ones (None for whole proteins).
 
     Raises:
         ValueError: for bad input, in one sentence.
@@ -164,7 +169,7 @@ def draw_workdir(
             "keep": None if scaffolds is None else keep,
             "natural": natural,
             "num_widths": num_widths,
-            "blocks": model.config.n_noncausal + model.config.causal_cost,
+            "kernels": nfe_kernels(model.config),
             "sets": sets,
         }
         (output / INDEX).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")

@@ -1,10 +1,9 @@
 """Checkpoints of the training state: the only file that knows Orbax.
 
 A checkpoint is `<directory>/<step>` with the parts "params", "ema_params", "opt_state" and, of a run with a teacher,
-"teacher_params"; the first two can be read
-without the last. Its metadata hold a record (whatever the run wants back as JSON) and a digest of each array, by which
-damage is known that Orbax does not notice. The configuration and the tokenizer stand in the workdir, beside the
-checkpoints.
+"teacher_params"; parameters can be read without the rest. Its metadata hold a record (whatever the run wants back as
+JSON) and a digest of each array, by which damage is known that Orbax does not notice. The configuration and the
+tokenizer stand in the workdir, beside the checkpoints.
 """
 
 import contextlib
@@ -182,7 +181,7 @@ class Checkpoints:
             SaveError: where this checkpoint, or the one before, cannot be saved.
         """
         step = int(state.step)
-        parts = _parts(state)
+        parts = parts_of(state)
         metrics = None if metrics is None else {BEST: metrics[BEST]}
         content = {
             "record": dict(record or {}),
@@ -228,7 +227,7 @@ class Checkpoints:
             ValueError: where there are checkpoints and none can be read, or the newest is sound and does not fit.
             Exception: whatever says that memory or permission is missing; nothing is moved then.
         """
-        found = self._restore_newest(_parts(abstract), warn)
+        found = self._restore_newest(parts_of(abstract), warn)
         if found is None:
             return None
         step, parts, record, damaged = found
@@ -286,12 +285,15 @@ class Checkpoints:
         return None
 
     def _misfit(self, step: int, parts) -> str | None:
-        """The first array whose shape in a checkpoint is another than in `parts`; None where nobody can tell."""
+        """The first of `parts`, or array of them, that a checkpoint lacks or has in another shape; None if unknown."""
         try:
             saved_parts = self._checkpointer.checkpointables_metadata(step).metadata
+            content = _content(self.directory / str(step))
         except Exception:  # damaged too
             return None
         for part, abstract in parts.items():
+            if content is not None and part not in content["digests"]:
+                return f"{part} is absent there"
             if abstract is None or saved_parts.get(part) is None:
                 continue
             saved, wanted = _shapes(saved_parts[part]), _shapes(abstract)
@@ -313,7 +315,7 @@ class Checkpoints:
         self._checkpointer.reload()
 
 
-def _parts(state: TrainState) -> dict[str, Any]:
+def parts_of(state: TrainState) -> dict[str, Any]:
     """What a checkpoint holds of a state, by name; None is left out."""
     names = ("params", "ema_params", "opt_state", "teacher_params")
     return {name: getattr(state, name) for name in names if getattr(state, name) is not None}

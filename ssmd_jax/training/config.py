@@ -281,11 +281,6 @@ class ExperimentConfig:
             raise ValueError("loss.freeze_trunk trains the causal part alone, but model.n_causal is 0")
         if self.loss.teacher_passes and not self.model.n_causal:
             raise ValueError("loss.teacher_passes teaches the causal part, but model.n_causal is 0")
-        if self.loss.keeps_teacher and not self.training.init_from:
-            raise ValueError(
-                "loss.teacher_passes teaches what the trunk knows at the start: name a trained one in "
-                "training.init_from"
-            )
         if self.loss.tie_first and not self.sampling.tie_first:
             raise ValueError(
                 "loss.tie_first leaves the target of the first track untrained, and sampling would verify with it: "

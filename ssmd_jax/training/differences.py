@@ -6,7 +6,8 @@ from typing import Any
 from ssmd_jax.training.config import ExperimentConfig
 
 # What may differ when a run is resumed: nothing here changes what is learned, beyond rounding. Of the data only the
-# places are free: that they hold the same tokens is checked by `workdir.check_data`.
+# places are free: that they hold the same tokens is checked by `workdir.check_data`. What a run started from is in its
+# checkpoints, a teacher too.
 FREE_FIELDS = (
     "training.stop_step",
     "training.log_every",

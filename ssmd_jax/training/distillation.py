@@ -41,7 +41,7 @@ def teacher_loss(
 
     A trunk that learns on is a student too: the mean divergence of its drafts from the teacher's, of the same passes at
     the same tracks, is added with the draft's weight. `P` are passes; a pass `s` learns at the first masked track of
-    pass `t`, which takes memory for `B P^2 V` logits.
+    pass `t`, which takes memory for `B P^2 V` logits of the draft, of the target and of a teacher.
 
     Args:
         params: the network's parameters, a frozen trunk's without gradients.
@@ -58,10 +58,16 @@ def teacher_loss(
         The loss, and `{"draft_loss", "target_loss"}`: nats of divergence of the draft and of the target of one pass
         from what the teacher says when the tracks between, at least one, are revealed too; `"draft_near"` and
         `"target_near"`, the same at distances below `NEAR` alone, where a sampler's windows lie; and `"target_first"`,
-        that of the target at the first masked track, where the draft's is 0. A target pays where it is below the draft,
-        and what it adds at the first track is paid in every window. With a trunk that learns on there is `"drift"` as
-        well, the divergence of its drafts from the teacher's.
+        that of the target at the first masked track, where a frozen trunk's draft has 0. A target pays where it is
+        below the draft, and what it adds at the first track is paid in every window. With a trunk that learns on there
+        is `"drift"` as well, the divergence of its drafts from the teacher's. Each is 0 in a batch without such pairs:
+        compare them with each other.
+
+    Raises:
+        ValueError: with a teacher for a frozen trunk, or none for another.
     """
+    if (teacher_params is not None) != loss_config.keeps_teacher:
+        raise ValueError("a trunk that learns needs a teacher beside it, and a frozen one is its own")
     (batch, length), passes = tokens_BxD.shape, loss_config.teacher_passes
     true_BxD, order_BxD, all_lengths_B = masked_pass.in_random_order(tokens_BxD, lengths_B, key)
     revealed_BxP = revealed_of_passes(key, all_lengths_B, loss_config)

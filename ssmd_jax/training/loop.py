@@ -163,9 +163,14 @@ class _Run:
         """Loads the weights of the run that `training.init_from` names, unless there is none or they are loaded.
 
         Raises:
-            ValueError: where there are none, or they do not fit.
+            ValueError: where there are none, or they do not fit, and where none are named to teach.
         """
         path = self.config.training.init_from
+        if self.config.loss.keeps_teacher and not path:
+            raise ValueError(
+                "loss.teacher_passes teaches what the trunk knows at the start: name a trained one in "
+                "training.init_from"
+            )
         if not path or self._other_params is not None:
             return
         network = self.programs.network.config

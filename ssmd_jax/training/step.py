@@ -121,7 +121,8 @@ def accumulated_gradient(
     weigh alike; padded ones (`row_lengths`) weigh as many tokens as they hold.
 
     Returns:
-        `({"loss", "draft_loss", "target_loss"}, gradient)`.
+        `({"loss", "draft_loss", "target_loss"}, gradient)`; with `teacher_passes` the terms of
+        `distillation.teacher_loss`.
     """
     batch, length = tokens_BxD.shape
     num_tokens = network.config.num_tokens

@@ -63,6 +63,9 @@ def test_proteins_in_stages_and_sizes(which, trunk, causal):
     assert (state.count_params(params), head) == (trunk, causal)
     assert experiment.loss.freeze_trunk == which.startswith("head")
     assert (experiment.optimizer.trunk_rate < 1) == which.startswith("finetune")
+    is_whole = which in ("trunk", "joint")
+    assert (experiment.training.num_steps == 30_000) == (experiment.optimizer.warmup_steps == 1_000) == is_whole
+    assert (experiment.loss.target_weight > 0) == (experiment.model.n_causal > 0) == (which != "trunk")
 
 
 @pytest.mark.parametrize("which", ["heads", "head-8M"])

@@ -1,5 +1,6 @@
 """Gains at equal quality of proteins, on curves that are known, and against a dumb twin."""
 
+import dataclasses
 import json
 import math
 import types
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from ssmd_jax.evaluation import protein_gains, protein_sets
+from ssmd_jax.model.config import HybridConfig
 
 NATURAL = {"name": "natural", "pfam": {"value": 0.7, "standard_error": 0.01}, "diversity": 0.9}
 # NFE of the settings; at equal quality the speculative sampler needs 2.5 times fewer, p2 as many.
@@ -157,14 +159,12 @@ def test_recovery_of_scaffolds_is_a_quality_too(files):
 
 
 def test_nfe_of_networks_of_unlike_sizes_are_those_of_the_smallest(files):
-    """A trunk of 12 blocks alone, and the head on it that makes an NFE an eighth dearer."""
+    """A trunk alone, and the head on it that makes an NFE an eighth dearer."""
     index = lambda rows, **fields: json.dumps({"task": "whole", "keep": None, **fields, "sets": rows})
-    by = {
-        name: [entry for entry in ENTRIES if (entry["sampler"] == "plain") == (name == "trunk")]
-        for name in ("trunk", "head")
-    }
-    for name, blocks in (("trunk", 12.0), ("head", 13.5)):
-        (files.folder / f"{name}_sets.json").write_text(index(by[name], blocks=blocks))
+    by = {"trunk": [row for row in ENTRIES if row["sampler"] == "plain"]}
+    by["head"] = [row for row in ENTRIES if row["sampler"] != "plain"]
+    for name, kernels in (("trunk", 1200), ("head", 1350)):
+        (files.folder / f"{name}_sets.json").write_text(index(by[name], kernels=kernels))
     both = [files.folder / f"{name}_sets.json" for name in by]
     rows, _ = protein_gains.read_rows(both, files.judged)
     for row, before in zip(rows, by["trunk"] + by["head"], strict=True):
@@ -174,8 +174,15 @@ def test_nfe_of_networks_of_unlike_sizes_are_those_of_the_smallest(files):
         if gain.sampler == "speculative":
             assert gain.ratio.value == pytest.approx(2.5 / 1.125)
     (files.folder / "head_sets.json").write_text(index(by["head"]))
-    with pytest.raises(ValueError, match="some draws say how many blocks"):
+    with pytest.raises(ValueError, match=r"head_sets\.json does not say how large its network is"):
         protein_gains.read_rows(both, files.judged)
+
+
+def test_an_nfe_of_a_head_on_a_trunk_passes_the_kernels_of_both():
+    for width, block in ((384, 12 * 384**2), (480, 12 * 480**2)):
+        trunk = HybridConfig(num_tokens=32, trunk="esm2", n_noncausal=12, n_causal=0, width=width)
+        head = dataclasses.replace(trunk, n_causal=1)
+        assert (protein_sets.nfe_kernels(trunk), protein_sets.nfe_kernels(head)) == (12 * block, 13 * block)
 
 
 def test_bad_files_are_one_sentence(files):

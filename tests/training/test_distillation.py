@@ -43,7 +43,7 @@ def loss(network):
 
 @pytest.mark.parametrize("lengths", [None, (16, 9, 1, 0)])
 def test_loss_equals_a_twin_that_asks_one_law_at_a_time(network, params, lengths, monkeypatch):
-    monkeypatch.setattr(distillation, "NEAR", 3)
+    monkeypatch.setattr(distillation, "NEAR", 4)
     traced_anew = jax.jit(
         lambda params, tokens, lengths: step.loss_fn(params, network, tokens, lengths, KEY, CONFIG, True)
     )
@@ -79,8 +79,8 @@ def test_loss_equals_a_twin_that_asks_one_law_at_a_time(network, params, lengths
 
     np.testing.assert_allclose(terms["draft_loss"], mean_divergence(0, 1), rtol=1e-4)
     np.testing.assert_allclose(terms["target_loss"], mean_divergence(1, 1), rtol=1e-4)
-    np.testing.assert_allclose(terms["draft_near"], mean_divergence(0, 1, 3), rtol=1e-4)
-    np.testing.assert_allclose(terms["target_near"], mean_divergence(1, 1, 3), rtol=1e-4)
+    np.testing.assert_allclose(terms["draft_near"], mean_divergence(0, 1, 4), rtol=1e-4)
+    np.testing.assert_allclose(terms["target_near"], mean_divergence(1, 1, 4), rtol=1e-4)
     np.testing.assert_allclose(terms["target_first"], mean_divergence(1, 0, 1), rtol=1e-4)
     np.testing.assert_allclose(total, CONFIG.target_weight * mean_divergence(1, 0), rtol=1e-4)
     assert terms["draft_loss"] > 1e-3 and terms["target_loss"] > 1e-3
@@ -117,12 +117,13 @@ LEARNING = dataclasses.replace(CONFIG, freeze_trunk=False, draft_weight=0.7, tar
 
 
 @pytest.mark.parametrize("lengths", [None, (16, 9, 1, 0)])
-def test_a_trunk_that_learns_is_taught_by_another(network, params, teacher, lengths):
+def test_a_trunk_that_learns_is_taught_by_another(network, params, teacher, lengths, monkeypatch):
     """Loss and terms against a twin that asks one law at a time of either network."""
     tokens, lengths_B = jnp.asarray(tiny.data().train[np.arange(4)]), None if lengths is None else jnp.asarray(lengths)
     rows = np.full(4, 16) if lengths is None else np.asarray(lengths)
-    of = jax.jit(step.loss_fn, static_argnums=(1, 5, 6))
-    total, terms = of(params, network, tokens, lengths_B, KEY, LEARNING, True, teacher)
+    monkeypatch.setattr(distillation, "NEAR", 4)
+    of = jax.jit(lambda *args: step.loss_fn(args[0], network, args[1], args[2], KEY, LEARNING, True, args[3]))
+    total, terms = of(params, tokens, lengths_B, teacher)
     order = orders.uniform_order(keys.row_keys(keys.stream(KEY, "order"), 4), jnp.asarray(rows), 16)
     true = orders.to_order_space(tokens, order)
     revealed = np.asarray(distillation.revealed_of_passes(KEY, jnp.asarray(rows), LEARNING))
@@ -135,7 +136,8 @@ def test_a_trunk_that_learns_is_taught_by_another(network, params, teacher, leng
         return [jax.nn.log_softmax(x / CONFIG.temperature) for x in (*own, other)]
 
     by_pass = [[np.asarray(x, np.float64) for x in laws(revealed[:, p])] for p in range(3)]
-    sums = {"draft_loss": np.zeros((4, 2)), "target_loss": np.zeros((4, 2)), "drift": np.zeros((4, 2))}
+    names = ("draft_loss", "target_loss", "draft_near", "target_near", "target_first", "drift")
+    sums = {name: np.zeros((4, 2)) for name in names}
     learnt = np.zeros((4, 2))
     for row in range(4):
         for s in range(3):
@@ -148,10 +150,16 @@ def test_a_trunk_that_learns_is_taught_by_another(network, params, teacher, leng
                 following = by_pass[t][2][row, at]
                 sums["drift"][row] += divergence(other, draft), 1
                 learnt[row] += divergence(following, target), 1
-                if distance:
-                    sums["draft_loss"][row] += divergence(following, draft), 1
-                    sums["target_loss"][row] += divergence(following, target), 1
-    mean = lambda x: np.average(x[:, 0] / np.maximum(x[:, 1], 1), weights=rows * (x[:, 1] > 0))
+                if not distance:
+                    sums["target_first"][row] += divergence(following, target), 1
+                for kind in ("loss", "near") if 0 < distance < 4 else ("loss",) if distance else ():
+                    sums[f"draft_{kind}"][row] += divergence(following, draft), 1
+                    sums[f"target_{kind}"][row] += divergence(following, target), 1
+
+    def mean(x):
+        weights = rows * (x[:, 1] > 0)
+        return np.average(x[:, 0] / np.maximum(x[:, 1], 1), weights=weights) if weights.any() else 0.0
+
     for name, found in sums.items():
         np.testing.assert_allclose(terms[name], mean(found), rtol=1e-4)
     np.testing.assert_allclose(total, 0.5 * mean(learnt) + 0.7 * mean(sums["drift"]), rtol=1e-4)
@@ -250,8 +258,13 @@ def test_a_mesh_changes_nothing(axes, freeze):
         _, run, first, tokens, key = make(mesh_config, **fields)
         for _ in range(2):
             first, metrics = run(first, tokens, key)
-        found.append({name: float(metrics[name]) for name in ("loss", "draft_loss", "target_loss", "grad_norm")})
+        names = ("loss", "draft_loss", "target_loss", "grad_norm", *(() if freeze else ("drift",)))
+        found.append({name: float(metrics[name]) for name in names})
+        if not freeze:  # split as the trunk is
+            own, kept = state.trunk_of(first.params), first.teacher_params
+            assert jax.tree.all(jax.tree.map(lambda x, y: x.sharding == y.sharding, own, kept))
     assert found[0] == pytest.approx(found[1], rel=2e-4)
+    assert freeze or found[0]["drift"] > 1e-6
 
 
 def test_logits_are_divided_by_the_temperature(network, params):
@@ -297,7 +310,25 @@ def test_bad_settings_are_named(fields, named):
         LossConfig(**{"freeze_trunk": True, **fields})
 
 
-@pytest.mark.parametrize("fields", [{"model__n_causal": 0, "loss__freeze_trunk": False}, {"training__init_from": ""}])
-def test_bad_experiments_are_named(fields):
+def test_bad_experiments_are_named(tmp_path):
     with pytest.raises(ValueError, match="teacher_passes"):
-        tiny.config(loss__teacher_passes=2, **fields)
+        tiny.config(loss__teacher_passes=2, model__n_causal=0)
+    with pytest.raises(ValueError, match=r"name a trained one in training\.init_from"):
+        loop.train(tiny.config_dict(loss__teacher_passes=2), tmp_path, tiny.data())
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("config", "has_teacher"), [(CONFIG, True), (LEARNING, False)])
+def test_a_teacher_stands_beside_a_trunk_that_learns_and_no_other(network, params, config, has_teacher):
+    tokens, taught_by = jnp.asarray(tiny.data().train[np.arange(4)]), state.trunk_of(params) if has_teacher else None
+    with pytest.raises(ValueError, match="needs a teacher beside it, and a frozen one is its own"):
+        step.loss_fn(params, network, tokens, None, KEY, config, True, taught_by)
+
+
+def test_a_checkpoint_without_a_teacher_does_not_fit_a_run_with_one(tmp_path):
+    loop.train(tiny.config_dict(training__num_steps=2), tmp_path, tiny.data())
+    config = tiny.config(loss__teacher_passes=2, training__num_steps=2)
+    abstract = programs.make_programs(config, sharding.make_mesh(config.mesh), NUM_TOKENS).abstract
+    refused = pytest.raises(ValueError, match="does not fit this model and optimizer: teacher_params is absent there")
+    with checkpoint.Checkpoints(tmp_path, read_only=True) as checkpoints, refused:
+        checkpoints.restore(abstract, pytest.fail)

@@ -16,7 +16,7 @@ from ssmd_jax.evaluation.scaling.lab import Lab, peak_of, release
 from ssmd_jax.evaluation.scaling.programs import DRAW, STEP, WEIGHTS, saved_layout
 from ssmd_jax.evaluation.scaling.settings import CHECKPOINT, LOSSES, SAMPLING, TRAINING, Layout, Model
 from ssmd_jax.model.bound import HybridModel
-from ssmd_jax.training.checkpoint import Checkpoints
+from ssmd_jax.training.checkpoint import Checkpoints, parts_of
 from ssmd_jax.training.digest import digests
 from ssmd_jax.training.flops import train_flops_per_token
 from ssmd_jax.training.programs import make_programs
@@ -211,5 +211,4 @@ def _compile_digests(abstract: TrainState) -> None:
 
 
 def _digests(state: TrainState) -> dict[str, dict[str, str]]:
-    parts = {"params": state.params, "ema_params": state.ema_params, "opt_state": state.opt_state}
-    return {name: digests(part) for name, part in parts.items() if part is not None}
+    return {name: digests(part) for name, part in parts_of(state).items()}
