@@ -7,6 +7,7 @@ import pytest
 
 import ssmd_jax
 from ssmd_jax.evaluation import generate
+from ssmd_jax.evaluation.proteins import pseudo_nll
 from ssmd_jax.evaluation.settings import make_config
 from ssmd_jax.sampling.config import SpeculativeConfig
 from ssmd_jax.sampling.recommend import PROFILE_FILE, Profile, recommend
@@ -28,6 +29,19 @@ def test_it_is_whole_and_small(released):
     assert tokenizer.kind == "text8" and config.length == 256
     assert sum(x.size for x in jax.tree.leaves(model.params)) == 21_855_744
     assert "/" not in "".join(filter(None, (config.data.train, config.data.valid, config.data.test)))
+
+
+def test_the_trunk_for_proteins_is_whole_small_and_knows_a_family():
+    """Letters of histone H4, one at a time with all others given, are far easier than the alphabet's 20."""
+    folder = loading.released().parent / "proteins_trunk"
+    assert (folder / "README.md").read_text().startswith("# ")
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < MOST_BYTES
+    model, tokenizer, config = ssmd_jax.load(folder)
+    assert tokenizer.kind == "esm2" and config.length == 512 and model.config.n_causal == 0
+    assert sum(x.size for x in jax.tree.leaves(model.params)) == 21_455_649
+    assert "/" not in "".join(filter(None, (config.data.train, config.data.valid, config.data.test)))
+    protein = "MSGRGKGGKGLGKGGAKRHRKVLRDNIQGITKPAIRRLARRGGVKRISGLIYEETRGVLKVFLENVIRDAVTYTEHAKRKTVTAMDVVYALKRQGRTLYGFGG"
+    assert pseudo_nll(model, tokenizer, [protein], batch_size=8)[0] < 1.0 < np.log(20)
 
 
 def test_it_predicts_letters(released):
