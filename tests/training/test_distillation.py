@@ -41,6 +41,13 @@ def loss(network):
     return lambda params, tokens, lengths, config: jitted(params, network, tokens, lengths, KEY, config, True)
 
 
+def drawn(tokens, rows, config):
+    """Orders of four rows, their tokens along these, and the revealed tracks of each pass."""
+    order = orders.uniform_order(keys.row_keys(keys.stream(KEY, "order"), 4), jnp.asarray(rows), 16)
+    revealed = np.asarray(distillation.revealed_of_passes(KEY, jnp.asarray(rows), config))
+    return order, orders.to_order_space(tokens, order), revealed
+
+
 @pytest.mark.parametrize("lengths", [None, (16, 9, 1, 0)])
 def test_loss_equals_a_twin_that_asks_one_law_at_a_time(network, params, lengths, monkeypatch):
     monkeypatch.setattr(distillation, "NEAR", 4)
@@ -51,9 +58,7 @@ def test_loss_equals_a_twin_that_asks_one_law_at_a_time(network, params, lengths
     lengths_B = None if lengths is None else jnp.asarray(lengths)
     total, terms = traced_anew(params, tokens, lengths_B)
     rows = np.full(4, 16) if lengths is None else np.asarray(lengths)
-    order = orders.uniform_order(keys.row_keys(keys.stream(KEY, "order"), 4), jnp.asarray(rows), 16)
-    true = orders.to_order_space(tokens, order)
-    revealed = np.asarray(distillation.revealed_of_passes(KEY, jnp.asarray(rows), CONFIG))
+    order, true, revealed = drawn(tokens, rows, CONFIG)
 
     @jax.jit
     def laws(num_revealed):
@@ -124,9 +129,7 @@ def test_a_trunk_that_learns_is_taught_by_another(network, params, teacher, leng
     monkeypatch.setattr(distillation, "NEAR", 4)
     of = jax.jit(lambda *args: step.loss_fn(args[0], network, args[1], args[2], KEY, LEARNING, True, args[3]))
     total, terms = of(params, tokens, lengths_B, teacher)
-    order = orders.uniform_order(keys.row_keys(keys.stream(KEY, "order"), 4), jnp.asarray(rows), 16)
-    true = orders.to_order_space(tokens, order)
-    revealed = np.asarray(distillation.revealed_of_passes(KEY, jnp.asarray(rows), LEARNING))
+    order, true, revealed = drawn(tokens, rows, LEARNING)
 
     @jax.jit
     def laws(num_revealed):
