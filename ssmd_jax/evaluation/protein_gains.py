@@ -79,20 +79,22 @@ def read_rows(
         ValueError: for a file that is none of these, sets that are there twice or of different tasks, sets that
             were not judged, and draws of which some do not say how large their network is.
     """
-    entries, tasks, kernels = [], [], {}
+    indexes = []
     for path in drawn:
         path = pathlib.Path(os.path.expanduser(path))
-        index = _read(path / protein_sets.INDEX if path.is_dir() else path, "draw_proteins", COST_FIELDS)
-        kernels[path] = index.get("kernels")
-        entries += [(path, dict(entry)) for entry in index["sets"]]
-        tasks.append((index.get("task"), index.get("keep")))
-    unknown = [str(path) for path, size in kernels.items() if size is None]
-    if unknown and len(unknown) < len(kernels):
+        path = path / protein_sets.INDEX if path.is_dir() else path
+        indexes.append((path, _read(path, "draw_proteins", COST_FIELDS)))
+    unknown = [str(path) for path, index in indexes if index.get("kernels") is None]
+    if 0 < len(unknown) < len(indexes):
         raise ValueError(f"{', '.join(unknown)} does not say how large its network is, and others do: draw it anew")
-    for path, entry in entries if not unknown else ():
-        factor = kernels[path] / min(kernels.values())
-        entry["nfe"] = {name: value and value * factor for name, value in entry["nfe"].items()}
-    entries = [entry for _, entry in entries]
+    least = None if unknown else min(index["kernels"] for _, index in indexes)
+    entries = []
+    for _, index in indexes:
+        factor = 1.0 if unknown else index["kernels"] / least
+        for entry in index["sets"]:
+            scaled = {name: value and value * factor for name, value in entry["nfe"].items()}
+            entries.append({**entry, "nfe": scaled})
+    tasks = [(index.get("task"), index.get("keep")) for _, index in indexes]
     if len(set(tasks)) > 1:
         raise ValueError("the sets were drawn for different tasks: compare those of one")
     names = [proteins.set_name(entry["file"]) for entry in entries]

@@ -96,9 +96,11 @@ def teacher_loss(
     next_BxTxV = jnp.einsum("BTTV->BTV", taught_BxSxTxV)
     distance_BxSxT = revealed_BxP[:, None, :] - revealed_BxP[:, :, None]
 
-    def mean_divergence(law_BxSxTxV, student_BxSxTxV, least: int, below: int = loss_config.teacher_span):
+    def divergence(law_BxSxTxV, student_BxSxTxV):
+        return jnp.sum(jnp.exp(law_BxSxTxV) * (law_BxSxTxV - student_BxSxTxV), axis=-1)
+
+    def mean(divergence_BxSxT, least: int, below: int = loss_config.teacher_span):
         """Over each row's pairs at distances `least <= d < below`; rows weigh as many tokens as they have."""
-        divergence_BxSxT = jnp.sum(jnp.exp(law_BxSxTxV) * (law_BxSxTxV - student_BxSxTxV), axis=-1)
         # Passes that went round a row's end are further apart than any window.
         counted_BxSxT = (distance_BxSxT >= least) & (distance_BxSxT < min(below, loss_config.teacher_span))
         count_B = jnp.sum(counted_BxSxT, axis=(1, 2))
@@ -106,17 +108,17 @@ def teacher_loss(
         weight_B = all_lengths_B * (count_B > 0)
         return jnp.sum(weight_B * mean_B) / jnp.maximum(jnp.sum(weight_B), 1)
 
-    next_Bx1xTxV = next_BxTxV[:, None]
+    of_draft_BxSxT, of_target_BxSxT = (divergence(next_BxTxV[:, None], x) for x in (draft_BxSxTxV, target_BxSxTxV))
     terms = {
-        "draft_loss": mean_divergence(next_Bx1xTxV, draft_BxSxTxV, 1),
-        "target_loss": mean_divergence(next_Bx1xTxV, target_BxSxTxV, 1),
-        "draft_near": mean_divergence(next_Bx1xTxV, draft_BxSxTxV, 1, NEAR),
-        "target_near": mean_divergence(next_Bx1xTxV, target_BxSxTxV, 1, NEAR),
-        "target_first": mean_divergence(next_Bx1xTxV, target_BxSxTxV, 0, 1),
+        "draft_loss": mean(of_draft_BxSxT, 1),
+        "target_loss": mean(of_target_BxSxT, 1),
+        "draft_near": mean(of_draft_BxSxT, 1, NEAR),
+        "target_near": mean(of_target_BxSxT, 1, NEAR),
+        "target_first": mean(of_target_BxSxT, 0, 1),
     }
-    total = loss_config.target_weight * mean_divergence(next_Bx1xTxV, target_BxSxTxV, 0)
+    total = loss_config.target_weight * mean(of_target_BxSxT, 0)
     if teacher_params is not None:
-        terms["drift"] = mean_divergence(taught_BxSxTxV, draft_BxSxTxV, 0)
+        terms["drift"] = mean(divergence(taught_BxSxTxV, draft_BxSxTxV), 0)
         total += loss_config.draft_weight * terms["drift"]
     return total, terms
 

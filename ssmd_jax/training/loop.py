@@ -184,8 +184,8 @@ class _Run:
             )
 
     def _other_abstract(self):
-        fresh = () if "causal" in self._other_params else ("causal",)
-        return {name: part for name, part in self.abstract.params.items() if name not in fresh}
+        params = self.abstract.params
+        return params if "causal" in self._other_params else states.trunk_of(params)
 
     def check_batches(self) -> None:
         """Raises `ValueError` where a split is too small for a batch."""

@@ -254,8 +254,6 @@ def test_a_mesh_changes_nothing(axes, freeze):
     if jax.device_count() < 4:
         pytest.skip("needs 4 devices: tests/conftest.py sets 8 CPU devices")
     fields = {"loss__freeze_trunk": freeze, "loss__teacher_passes": 3, "training__accumulation": 2}
-    # The state is fresh, which no run allows with a teacher of its own, and so it teaches what it was born with.
-    fields |= {} if freeze else {"training__init_from": "a trunk"}
     found = []
     for mesh_config in (MeshConfig(*axes), MeshConfig(data=1)):
         _, run, first, tokens, key = make(mesh_config, **fields)
