@@ -22,7 +22,7 @@ _FLAGS = (
     flags.DEFINE_float("temperature", None, "0 takes the likeliest token."),
     flags.DEFINE_float("top_p", None, "Nucleus: the likeliest tokens with this much probability."),
     flags.DEFINE_float("draft_temperature", None, "Of the proposals alone; changes no law."),
-    flags.DEFINE_string("order", None, '"random", "left_to_right", "dilated", "confidence" or "entropy".'),
+    flags.DEFINE_string("order", None, '"random", "left_to_right", "dilated", "spread", "confidence" or "entropy".'),
     flags.DEFINE_bool("tie_first", None, "The first target of each pass is the draft's."),
     flags.DEFINE_bool("shared_noise", None, "Rounds draw with the noise of the drafts; unset: with the best windows."),
     flags.DEFINE_string("prompt", None, "Text that starts every sample."),

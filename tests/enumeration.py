@@ -76,6 +76,10 @@ class Law:
             levels = lambda order: [level_of[x] for x in order]
             ranked = [order for order in itertools.permutations(rest) if levels(order) == sorted(levels(order))]
             return [(1 / len(ranked), tuple(sorted(given)) + order) for order in ranked]
+        if self.config.order == "spread":
+            points = [m * 2654435769 % 2**32 for m in range(len(rest))]
+            turned = lambda by: tuple(rest[(sorted(points).index(x) + by) % len(rest)] for x in points)
+            return [(1 / len(rest), tuple(sorted(given)) + turned(by)) for by in range(len(rest))]
         if self.config.order != "random":
             return [(1.0, tuple(sorted(given)) + tuple(rest))]
         all_orders = [a + b for a in itertools.permutations(sorted(given)) for b in itertools.permutations(rest)]
@@ -83,7 +87,7 @@ class Law:
 
     def _reordered(self, tokens, positions, i):
         """Positions re-sorted by the draft's own distributions, surest first."""
-        if self.config.order in ("random", "left_to_right", "dilated"):
+        if self.config.order in ("random", "left_to_right", "dilated", "spread"):
             return positions
         rows = {
             k: shape(self.model.numpy_draft_logits(tokens, positions, i, k), 1.0, 1.0) for k in range(i, self.length)
@@ -103,6 +107,18 @@ class Law:
             if row.max() < self.config.confidence_stop:
                 return k - i
         return window
+
+    def _diverged(self, tokens, positions, i, k):
+        """Whether the target's divergence from the draft, summed over tracks `i .. k`, ends the window before `k`."""
+        if k == i or not self.config.divergence_stop:
+            return False
+        total = 0.0
+        for track in range(i, k + 1):
+            q = self.target(tokens[:track], positions, i, track)
+            logits = self.model.numpy_draft_logits(tokens, positions, i, track)
+            p = shape(logits, self.config.temperature, self.config.top_p)
+            total += sum(a * math.log(a / b) if b else math.inf for a, b in zip(q, p, strict=True) if a)
+        return total > self.config.divergence_stop
 
     def joint(self, given=None):
         """`{(tokens in sequence order, passes, rounds): probability}` given `{position: token}`."""
@@ -175,6 +191,9 @@ class Law:
             return
         reach = 1.0
         for k in range(j, end):
+            if self._diverged(tokens, positions, i, k):
+                yield k, tokens, rounds + 1, reach
+                return
             q = self.target(tokens[:k], positions, i, k)
             accept = min(1.0, q[tokens[k]] / p[k][tokens[k]])
             residual = np.maximum(0.0, q - p[k])
@@ -212,10 +231,12 @@ class SharedNoiseLaw(Law):
             cells.append([((a + b) / 2, b - a) for a, b in itertools.pairwise(cuts)])
         for cell in itertools.product(*cells):
             drafts = tuple(int(u < p[i + s][1]) for s, (u, _) in enumerate(cell))
-            j, hand, n = i, tokens + drafts, 0
-            while j < end and self._may_verify(n, passes, rounds + n):
+            j, hand, n, last = i, tokens + drafts, 0, end
+            while j < last and self._may_verify(n, passes, rounds + n):
                 drawn = hand[:j] + tuple(int(cell[k - i][0] < q[hand[:k]]) for k in range(j, end))
-                j = next((k + 1 for k in range(j, end) if drawn[k] != hand[k]), end)
+                following = next((k + 1 for k in range(j, end) if drawn[k] != hand[k]), end)
+                stops = [k for k in range(j, following) if self._diverged(drawn, positions, i, k)]
+                j, last = (stops[0], stops[0]) if stops else (following, end)
                 hand, n = drawn, n + 1
             # Drafts that nobody has verified are taken as they were drawn.
             yield j, hand[:j] + (tokens + drafts)[j:], rounds + n, math.prod(width for _, width in cell)

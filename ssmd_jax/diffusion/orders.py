@@ -7,6 +7,7 @@ positions in ascending order.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def random_priority(row_keys_B: jax.Array, length: int) -> jax.Array:
@@ -86,6 +87,36 @@ def dilated_order(
     level_BxD = jnp.argmax(belongs_BxDxL, axis=-1).astype(jnp.uint32)
     # Levels in the highest bits, uniform numbers in the 26 below.
     priority_BxD = (level_BxD << 26) | (random_priority(row_keys_B, length) >> 6)
+    if given_BxD is not None:
+        priority_BxD = jnp.where(given_BxD, jnp.uint32(0), priority_BxD)
+    return sort_order(priority_BxD, lengths_B, given_BxD)
+
+
+# 2^32 over the golden ratio, rounded to an odd number: steps of so much of a circle leave no large gap at any time.
+GOLDEN_STEP = np.uint32(2654435769)
+
+
+def spread_order(
+    row_keys_B: jax.Array, lengths_B: jax.Array, length: int, given_BxD: jax.Array | None = None
+) -> jax.Array:
+    """Each position far from those just before it in the order: any window of it lies spread over the row.
+
+    Track `m` of the `n` that are to generate stands at the position whose rank is that of `m * golden` among all `n`
+    such points of a circle (a Kronecker sequence), turned by a uniformly random number of positions, one for a row: a
+    window of `w` tracks keeps distances of `n / (2 w)` and more, and each track is at each position as likely as at any
+    other. Ranks count the positions to generate alone; given ones ascend. Arguments and result as in `sort_order`.
+    """
+    tracks_1xD = jnp.arange(length)[None]
+    free_BxD = tracks_1xD < jnp.asarray(lengths_B)[:, None]
+    if given_BxD is not None:
+        free_BxD &= ~given_BxD
+    count_B = jnp.maximum(jnp.sum(free_BxD, axis=1), 1)
+    beyond_BxD = tracks_1xD >= count_B[:, None]
+    point_BxD = jnp.broadcast_to(tracks_1xD.astype(jnp.uint32) * GOLDEN_STEP, beyond_BxD.shape)
+    track_by_rank_BxD = jnp.lexsort((point_BxD, beyond_BxD), axis=-1)
+    turn_B = jax.vmap(lambda key, count: jax.random.randint(key, (), 0, count))(row_keys_B, count_B)
+    rank_BxD = (jnp.cumsum(free_BxD, axis=1) - 1 - turn_B[:, None]) % count_B[:, None]
+    priority_BxD = jnp.take_along_axis(track_by_rank_BxD, rank_BxD, axis=1).astype(jnp.uint32)
     if given_BxD is not None:
         priority_BxD = jnp.where(given_BxD, jnp.uint32(0), priority_BxD)
     return sort_order(priority_BxD, lengths_B, given_BxD)

@@ -29,7 +29,14 @@ TEMPLATE = "visualize.html"
 PLACEHOLDER = "__DATA__"
 NAMES = {GIVEN: "given", ACCEPTED: "accepted", REPLACED: "replaced", UNVERIFIED: "unverified"}
 # What only the speculative sampler reads.
-VERIFIER_FIELDS = ("verify_rounds", "draft_temperature", "tie_first", "confidence_stop", "shared_noise")
+VERIFIER_FIELDS = (
+    "verify_rounds",
+    "draft_temperature",
+    "tie_first",
+    "confidence_stop",
+    "divergence_stop",
+    "shared_noise",
+)
 IFRAME_HEIGHT = 720
 
 

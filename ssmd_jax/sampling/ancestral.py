@@ -31,7 +31,8 @@ def sample(
 ) -> SampleResult:
     """Draws samples from the drafts alone; arguments and result as in `speculative.sample`.
 
-    Of `config`, `verify_rounds`, `draft_temperature`, `tie_first`, `confidence_stop` and `shared_noise` play no part.
+    Of `config`, `verify_rounds`, `draft_temperature`, `tie_first`, `confidence_stop`, `divergence_stop` and
+    `shared_noise` play no part.
     All tokens count as unverified. With a budget, the last pass that can be paid takes all that is left.
 
     Raises:

@@ -143,9 +143,9 @@ def known_lengths(lengths_B: jax.Array | None, batch_size: int, length: int) -> 
 def start(row_keys_B, prompt_BxD, given_BxD, lengths_B, mask_id: int, order) -> Canvas:
     """Rows before the first pass: the given tokens are the revealed prefix. `order` as in `SpeculativeConfig`."""
     length = prompt_BxD.shape[1]
-    if order in ("random", "dilated"):
-        draw = orders.uniform_order if order == "random" else orders.dilated_order
-        order_BxD = draw(keys.stream(row_keys_B, keys.ORDER), lengths_B, length, given_BxD)
+    draws = {"random": orders.uniform_order, "dilated": orders.dilated_order, "spread": orders.spread_order}
+    if order in draws:
+        order_BxD = draws[order](keys.stream(row_keys_B, keys.ORDER), lengths_B, length, given_BxD)
     else:
         order_BxD = orders.ascending_order(lengths_B, length, given_BxD)
     zeros_B = jnp.zeros(lengths_B.shape, jnp.int32)

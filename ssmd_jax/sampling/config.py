@@ -14,7 +14,7 @@ from ssmd_jax.diffusion.speculation import shape_log_prob
 from ssmd_jax.diffusion.window import Window, checked_table
 
 # Orders that nothing sampled changes, and those that follow the draft's distributions.
-FIXED_ORDERS = ("random", "left_to_right", "dilated")
+FIXED_ORDERS = ("random", "left_to_right", "dilated", "spread")
 ORDERS = (*FIXED_ORDERS, "confidence", "entropy")
 
 
@@ -29,15 +29,20 @@ class SpeculativeConfig:
         temperature: of target and plain sampler; 0 takes the first maximum.
         top_p: the nucleus keeps the likeliest tokens with total probability at least this; 1 keeps all.
         draft_temperature: divides the draft's logits once more; never changes a verified law.
-        order: "random", "left_to_right", "dilated" (far apart first, `orders.dilated_order`), "confidence" (likeliest
-            first), "entropy" (surest first), or a hashable callable
+        order: "random", "left_to_right", "dilated" (far apart first, `orders.dilated_order`), "spread" (each far
+            from those just before it, `orders.spread_order`), "confidence" (likeliest first), "entropy" (surest first),
+            or a hashable callable
             `(key, confidence_BxD, entropy_BxD, positions_BxD, num_revealed_B) -> priority_BxD`, highest first;
             it is called with B = 1 (under `vmap`) and the row's own key; scores of revealed tracks are 0.
-            Of these the last three re-order what is masked at every trunk pass, from the draft's distributions.
+            The last three re-order what is masked at every trunk pass, from the draft's distributions.
         tie_first: the target logits of the first masked track are the draft's.
         confidence_stop: a window ends before the first track but the first whose largest draft probability, at
             temperature 1, is below this; 0 never. It looks at no drawn token, so that the target's law stays. Plays no
             part in the plain sampler. Meant for the order "confidence".
+        divergence_stop: a window ends before the first track but the first at which the divergence of the target from
+            the draft, `KL(q || p)` in nats, summed over the window's tracks up to it, exceeds this; 0 never. Where the
+            tokens drawn since the pass have moved the target far, a pass is due. It looks at the tokens before a track
+            alone, so that the target's law stays. Plays no part in the plain sampler.
         shared_noise: rounds draw a window's tracks again from the target with the noise of their drafts, instead of
             accepting and rejecting (`diffusion.speculation.redraw_round`): fewer rounds where a window has several
             drafts that the target would not have drawn. The same law with rounds enough for every window and no
@@ -53,6 +58,7 @@ class SpeculativeConfig:
     order: str | Callable = "random"
     tie_first: bool = False
     confidence_stop: float = 0.0
+    divergence_stop: float = 0.0
     shared_noise: bool = False
 
     def __post_init__(self):
@@ -69,6 +75,8 @@ class SpeculativeConfig:
             raise ValueError(f"draft_temperature must be positive and finite, got {self.draft_temperature!r}")
         if not 0 <= self.confidence_stop <= 1:
             raise ValueError(f"confidence_stop must lie in [0, 1], got {self.confidence_stop!r}")
+        if not 0 <= self.divergence_stop < math.inf:
+            raise ValueError(f"divergence_stop must be at least 0 and finite, got {self.divergence_stop!r}")
         if not callable(self.order) and self.order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, or a callable, got {self.order!r}")
         try:
@@ -88,6 +96,7 @@ class SpeculativeConfig:
             order=self.order,
             tie_first=self.tie_first,
             confidence_stop=None if self.confidence_stop == 0 else np.float32(self.confidence_stop),
+            divergence_stop=None if self.divergence_stop == 0 else np.float32(self.divergence_stop),
             shared_noise=self.shared_noise,
         )
 
@@ -106,6 +115,7 @@ class Laws:
         order: static.
         tie_first: static.
         confidence_stop: None for 0, windows as the table says.
+        divergence_stop: None for 0, likewise.
         shared_noise: static.
     """
 
@@ -115,6 +125,7 @@ class Laws:
     order: str | Callable = flax.struct.field(pytree_node=False)
     tie_first: bool = flax.struct.field(pytree_node=False)
     confidence_stop: jax.Array | None = None
+    divergence_stop: jax.Array | None = None
     shared_noise: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
@@ -143,6 +154,24 @@ class Laws:
         stops_BxS = (confidence_BxS < self.confidence_stop) & (jnp.arange(confidence_BxS.shape[1])[None] > 0)
         end_B = jnp.where(jnp.any(stops_BxS, axis=1), jnp.argmax(stops_BxS, axis=1), confidence_BxS.shape[1])
         return jnp.minimum(window_B, end_B.astype(jnp.int32))
+
+    def diverged(self, offset_B: jax.Array, log_q_BxSxV: jax.Array, draft_logits_BxSxV: jax.Array) -> jax.Array:
+        """Where `divergence_stop` ends the windows, int32 `[B]`: `S` where nothing before `offset` does.
+
+        Args:
+            offset_B: tracks whose `log_q` was computed from settled tokens; what lies behind is not looked at.
+            log_q_BxSxV: of the window's tracks.
+            draft_logits_BxSxV: of the same.
+        """
+        size = log_q_BxSxV.shape[1]
+        if self.divergence_stop is None:
+            return jnp.full_like(offset_B, size)
+        q_BxSxV = jnp.exp(log_q_BxSxV)
+        terms_BxSxV = q_BxSxV * (log_q_BxSxV - self.plain(draft_logits_BxSxV))
+        divergence_BxS = jnp.cumsum(jnp.sum(jnp.where(q_BxSxV > 0, terms_BxSxV, 0.0), axis=-1), axis=1)
+        tracks_1xS = jnp.arange(size)[None]
+        stops_BxS = (divergence_BxS > self.divergence_stop) & (tracks_1xS > 0) & (tracks_1xS < offset_B[:, None])
+        return jnp.where(jnp.any(stops_BxS, axis=1), jnp.argmax(stops_BxS, axis=1), size).astype(offset_B.dtype)
 
     def target(self, target_logits_BxSxV: jax.Array, draft_logits_BxSxV: jax.Array) -> jax.Array:
         """`log q` of a window's tracks, whose first is the pass's first masked track, `[B, S, V]`."""

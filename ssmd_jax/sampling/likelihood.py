@@ -41,10 +41,12 @@ def log_likelihood(
 
     Raises:
         ValueError: bad arguments, a batch that the mesh does not divide, or a budget or shared noise: they have no such
-            recursion.
+            recursion, nor has `divergence_stop`.
     """
     if config.budget_nfe is not None:
         raise ValueError("the likelihood has no recursion under a budget: set budget_nfe to None")
+    if config.divergence_stop:
+        raise ValueError("the likelihood has no recursion for windows that end early: set divergence_stop to 0")
     if config.shared_noise:
         raise ValueError(
             "the likelihood's recursion is that of rejections: set shared_noise to False, which with rounds enough for "

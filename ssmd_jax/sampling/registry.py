@@ -26,6 +26,7 @@ def windowed(
     order: str = "random",
     tie_first: bool = False,
     confidence_stop: float = 0.0,
+    divergence_stop: float = 0.0,
     shared_noise: bool = False,
     budget_nfe: float | None = None,
 ) -> SpeculativeConfig:
@@ -40,6 +41,7 @@ def windowed(
         order,
         tie_first,
         confidence_stop,
+        divergence_stop,
         shared_noise,
     )
 

@@ -6,8 +6,10 @@ while i < D and budget is left:
   at most N verify rounds: accept while u < q / p; replace the first rejected from max(0, q - p)
   reveal what was accepted and replaced
 
-With `shared_noise` a round instead draws all tracks again, `argmax(log q + g)` with the noise `g` of the draft
-`argmax(log p + g)`, and what stands before the first change is settled.
+With `divergence_stop` a window also ends where the target has moved too far from the draft: before the first track at
+which `KL(q || p)`, summed over the window, exceeds it. With `shared_noise` a round instead draws all tracks again,
+`argmax(log q + g)` with the noise `g` of the draft `argmax(log p + g)`, and what stands before the first change is
+settled.
 """
 
 import functools
@@ -150,6 +152,7 @@ class _Verified(NamedTuple):
 
     Attributes:
         offset_B: tracks of the window that are settled.
+        window_B: tracks of the window that can be; fewer than were drafted once the target has diverged.
         tokens_BxS: settled tokens, then the drafts in hand.
         status_BxS: accepted or replaced where settled, unverified behind.
         rejected_BxS: the draft that was rejected, the mask id where none.
@@ -158,6 +161,7 @@ class _Verified(NamedTuple):
     """
 
     offset_B: jax.Array
+    window_B: jax.Array
     tokens_BxS: jax.Array
     status_BxS: jax.Array
     rejected_BxS: jax.Array
@@ -170,6 +174,7 @@ def _verify(model, rules: Rules, drafted: _Drafted) -> _Verified:
     zeros_B = jnp.zeros_like(drafted.window_B)
     state = _Verified(
         offset_B=zeros_B,
+        window_B=drafted.window_B,
         tokens_BxS=drafted.drafts_BxS,
         status_BxS=jnp.full_like(drafted.drafts_BxS, UNVERIFIED),
         rejected_BxS=jnp.full_like(drafted.drafts_BxS, model.num_tokens),
@@ -184,7 +189,7 @@ def _verifying(rules: Rules, drafted: _Drafted, state: _Verified) -> jax.Array:
     """Which rows take part in the next round, bool `[B]`; a row that does not will not again in this pass."""
     canvas = drafted.canvas
     payable_B = rules.purse.round_payable(canvas.passes_B, canvas.rounds_B + state.rounds_B)
-    return (state.offset_B < drafted.window_B) & (state.rounds_B < rules.verify_rounds) & payable_B
+    return (state.offset_B < state.window_B) & (state.rounds_B < rules.verify_rounds) & payable_B
 
 
 def _one_round(model, rules: Rules, drafted: _Drafted, state: _Verified) -> _Verified:
@@ -195,10 +200,12 @@ def _one_round(model, rules: Rules, drafted: _Drafted, state: _Verified) -> _Ver
     target_logits_BxSxV = model.target_logits(drafted.context, tokens_BxD, canvas.positions_BxD, start_B, size)
     log_q_BxSxV = rules.laws.target(target_logits_BxSxV, drafted.logits_BxSxV)
     settle = _redraw if rules.laws.shared_noise else _accept_or_replace
-    found = settle(drafted, state, log_q_BxSxV, jnp.where(active_B, drafted.window_B, 0))
-    rounds_B, is_settled_BxS = state.rounds_B + active_B, between(state.offset_B, found.offset_B, size)
+    found = settle(drafted, state, log_q_BxSxV, jnp.where(active_B, state.window_B, 0))
+    end_B = rules.laws.diverged(jnp.where(active_B, found.offset_B, 0), log_q_BxSxV, drafted.logits_BxSxV)
+    offset_B, window_B = jnp.minimum(found.offset_B, end_B), jnp.minimum(state.window_B, end_B)
+    rounds_B, is_settled_BxS = state.rounds_B + active_B, between(state.offset_B, offset_B, size)
     settled_in_BxS = jnp.where(is_settled_BxS, rounds_B[:, None], state.settled_in_BxS)
-    return found._replace(settled_in_BxS=settled_in_BxS, rounds_B=rounds_B)
+    return found._replace(offset_B=offset_B, window_B=window_B, settled_in_BxS=settled_in_BxS, rounds_B=rounds_B)
 
 
 def _accept_or_replace(drafted: _Drafted, state: _Verified, log_q_BxSxV: jax.Array, window_B: jax.Array) -> _Verified:
