@@ -62,7 +62,9 @@ def get_config() -> ConfigDict:
     config.model.mlp_width = 0
     # That of the causal blocks; 0 for the same.
     config.model.causal_mlp_width = 0
-    # Rotary positions of the causal part: "query_next", or "halves" for the ablation.
+    # "blocks", or "evidence": one layer on the window's tracks alone, for a trunk that it did not grow up with.
+    config.model.causal_form = "blocks"
+    # Rotary positions of the causal blocks: "query_next", or "halves" for the ablation.
     config.model.rotary_form = "query_next"
     # Add the trunk's vector of the track to predict before the head; False for the ablation.
     config.model.output_residual = True
@@ -100,6 +102,8 @@ def get_config() -> ConfigDict:
     # a row, at distances below the span, which should cover the widest window; 0 for the data's tokens.
     config.loss.teacher_passes = 0
     config.loss.teacher_span = 64
+    # With model.causal_form "evidence": at so many masked tracks of each pass.
+    config.loss.teacher_tracks = 64
 
     config.optimizer = ConfigDict()
     # "adamw", or "muon" (matrices by Muon, the rest by Adam).

@@ -45,6 +45,8 @@ class LossConfig:
             (METHOD.md section 4, "Taught by the trunk"); 0 for the tokens of the data. A trunk that is not frozen is
             held to the drafts of the one it was at the start, which teaches, at distances below `teacher_span`.
         teacher_span: the target learns at distances below it.
+        teacher_tracks: at so many masked tracks of each pass, where the causal part is evidence; blocks learn at the
+            next track alone.
     """
 
     draft_weight: float = 1.0
@@ -56,6 +58,7 @@ class LossConfig:
     temperature: float = 1.0
     teacher_passes: int = 0
     teacher_span: int = 64
+    teacher_tracks: int = 64
 
     def __post_init__(self):
         for name in ("draft_weight", "target_weight"):
@@ -79,6 +82,8 @@ class LossConfig:
             raise ValueError(f"loss.teacher_passes must be 0 or at least 2, got {self.teacher_passes!r}")
         if self.teacher_span < 2:
             raise ValueError(f"loss.teacher_span must be at least 2, got {self.teacher_span!r}")
+        if self.teacher_tracks < 1:
+            raise ValueError(f"loss.teacher_tracks must be at least 1, got {self.teacher_tracks!r}")
         if self.teacher_passes and self.target_weight == 0:
             raise ValueError("loss.teacher_passes teaches the target: loss.target_weight must be positive")
         if self.teacher_passes and not self.freeze_trunk and self.draft_weight == 0:

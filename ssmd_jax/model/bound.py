@@ -16,12 +16,13 @@ class Context(NamedTuple):
 
     Attributes:
         h_BxDxC: the trunk's hidden vectors.
-        u_BxDxC: the token-free part of the causal input; None on a plain network.
+        u_BxDxK: the token-free part of the causal input; None on a plain network.
         cache: for each causal block its keys and values of all tracks, `[B, H, D, E]`; valid before `num_revealed`.
+            Evidence has none.
     """
 
     h_BxDxC: jax.Array
-    u_BxDxC: jax.Array | None
+    u_BxDxK: jax.Array | None
     cache: list
 
 
@@ -75,10 +76,9 @@ class HybridModel:
         h_BxDxC, tokens_BxD, lengths_B = self.hidden(tokens_BxD, positions_BxD, num_revealed_B, lengths_B)
         if not self.config.n_causal:
             return Context(h_BxDxC, None, [])
-        u_BxDxC = self._apply("token_free_input", h_BxDxC)
-        # The compiler drops what is not used of this: the last block's attention and all behind it.
-        _, cache = self._apply("causal_full", h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD, lengths_B)
-        return Context(h_BxDxC, u_BxDxC, cache)
+        u_BxDxK = self._apply("token_free_input", h_BxDxC)
+        cache = self._apply("prefix_cache", h_BxDxC, u_BxDxK, tokens_BxD, positions_BxD, lengths_B)
+        return Context(h_BxDxC, u_BxDxK, cache)
 
     def draft_logits(self, context: Context, start_B, size: int) -> jax.Array:
         """Draft logits of tracks `start .. start+size-1`, `[B, size, V]`."""
@@ -93,7 +93,7 @@ class HybridModel:
             h_BxSxC = self._apply(
                 "causal_window",
                 h_BxSxC,
-                window_of(context.u_BxDxC, start_B, size),
+                window_of(context.u_BxDxK, start_B, size),
                 window_of(tokens_BxD, start_B - 1, size),
                 jnp.where(is_first_BxS, -1, previous_BxS),
                 window_of(positions_BxD, start_B, size),
@@ -105,5 +105,5 @@ class HybridModel:
     def reorder(self, context: Context, permutation_BxD) -> Context:
         """Track `s` becomes old track `permutation[b, s]`. Keys and values of the revealed prefix stay."""
         h_BxDxC = jnp.take_along_axis(context.h_BxDxC, permutation_BxD[..., None], axis=1)
-        u_BxDxC = self._apply("token_free_input", h_BxDxC) if self.config.n_causal else None
-        return Context(h_BxDxC, u_BxDxC, context.cache)
+        u_BxDxK = self._apply("token_free_input", h_BxDxC) if self.config.n_causal else None
+        return Context(h_BxDxC, u_BxDxK, context.cache)

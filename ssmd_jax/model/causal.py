@@ -4,6 +4,9 @@ In order space track `k` stands at position `positions[b, k]`. A trunk sees the 
 `h_k`, and has a head of its own: the draft is `head(h_k)`. In the causal part track `k` carries the token of track
 `k - 1` and predicts the token AT track `k`; its output, through a linear map that starts at zero, is added to `h_k`
 before the same head. So at initialisation the target equals the draft exactly, whatever the trunk is.
+
+A causal part has one of two forms: `CausalPart`, lower-triangular blocks over all tracks, and `evidence.Evidence`,
+which looks at the tracks alone that the trunk has not seen.
 """
 
 import dataclasses
@@ -13,6 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmd_jax.model.config import HybridConfig
+from ssmd_jax.model.evidence import Evidence
 from ssmd_jax.model.layers import (
     Mlp,
     RMSNorm,
@@ -130,11 +134,16 @@ class CausalPart(nn.Module):
         return jnp.einsum("BSC,CK->BSK", self.output_norm(x_BxSxC), self.output.astype(self.config.compute_dtype))
 
 
+def causal_part(config: HybridConfig) -> nn.Module:
+    """The causal part of the form that the configuration names."""
+    return Evidence(config) if config.causal_form == "evidence" else CausalPart(config)
+
+
 class SpeculativeNetwork(nn.Module):
     """A trunk, its head and the causal part under one set of parameters. Tokens in order space, mask id `V`.
 
     A trunk is a subclass: its `setup` makes the trunk's parts and, where `config.n_causal` is not 0,
-    `self.causal = CausalPart(config)`, and it says what the five methods before `token_free_input` do. All that a
+    `self.causal = causal_part(config)`, and it says what the five methods before `token_free_input` do. All that a
     causal part needs of a trunk is there, so that a pretrained one fits it too.
     """
 
@@ -165,7 +174,7 @@ class SpeculativeNetwork(nn.Module):
         return self.logits(self.readout(h_BxSxC))
 
     def token_free_input(self, h_BxDxC: jax.Array) -> jax.Array:
-        """See `CausalPart.token_free_input`."""
+        """What of the causal part no token enters, of all tracks; `token_free_input` of its form says what."""
         return self.causal.token_free_input(h_BxDxC)
 
     def target_hidden(self, h_BxSxC: jax.Array, causal_output_BxSxC: jax.Array) -> jax.Array:
@@ -179,21 +188,78 @@ class SpeculativeNetwork(nn.Module):
         return u_BxDxC + self.causal.token_input(embedded_BxDxC, is_first_BxD), previous_BxD
 
     def causal_full(
-        self, h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD, lengths_B=None, deterministic: bool = True
+        self,
+        h_BxDxC,
+        u_BxDxK,
+        tokens_BxD,
+        positions_BxD,
+        lengths_B=None,
+        deterministic: bool = True,
+        seen_BxD=None,
     ) -> tuple[jax.Array, list]:
-        """Target hidden vectors of all tracks given the tokens before each, and the causal blocks' keys and values."""
+        """Target hidden vectors of all tracks given the tokens before each, and the causal blocks' keys and values.
+
+        Args:
+            h_BxDxC: the trunk's.
+            u_BxDxK: `token_free_input` of it.
+            tokens_BxD: the tokens.
+            positions_BxD: position of each track.
+            lengths_B: None where all rows are full.
+            deterministic: no dropout.
+            seen_BxD: which tracks the trunk saw in making `h`; evidence needs it, blocks do not.
+        """
         if not self.config.n_causal:
             return h_BxDxC, []
-        x_BxDxC, previous_BxD = self._full_input(u_BxDxC, tokens_BxD, positions_BxD)
+        if self.config.causal_form == "evidence":
+            output_BxDxC = self.causal.full(u_BxDxK, self.embed(tokens_BxD), positions_BxD, seen_BxD)
+            return self.target_hidden(h_BxDxC, output_BxDxC), []
+        x_BxDxC, previous_BxD = self._full_input(u_BxDxK, tokens_BxD, positions_BxD)
         output_BxDxC, cache = self.causal.full(x_BxDxC, previous_BxD, positions_BxD, lengths_B, deterministic)
         return self.target_hidden(h_BxDxC, output_BxDxC), cache
 
-    def causal_window(self, h_BxSxC, u_BxSxC, previous_tokens_BxS, previous_BxS, positions_BxS, cache, start_B):
+    def prefix_cache(self, h_BxDxC, u_BxDxK, masked_tokens_BxD, positions_BxD, lengths_B=None) -> list:
+        """The causal blocks' keys and values that the rounds of a pass share; evidence has none."""
+        if self.config.causal_form == "evidence":
+            return []
+        # The compiler drops what is not used of this: the last block's attention and all behind it.
+        return self.causal_full(h_BxDxC, u_BxDxK, masked_tokens_BxD, positions_BxD, lengths_B)[1]
+
+    def causal_window(self, h_BxSxC, u_BxSxK, previous_tokens_BxS, previous_BxS, positions_BxS, cache, start_B):
         """Target hidden vectors of window tracks `start .. start+S-1`; `previous_*` belong to the track before each."""
+        if self.config.causal_form == "evidence":
+            # Tokens AT the tracks; the last one's is asked for by nobody.
+            embedded_BxSxC = self.embed(jnp.roll(previous_tokens_BxS, -1, axis=1))
+            return self.target_hidden(h_BxSxC, self.causal.window(u_BxSxK, embedded_BxSxC, positions_BxS))
         is_first_BxS = start_B[:, None] + jnp.arange(h_BxSxC.shape[1])[None] == 0
-        x_BxSxC = u_BxSxC + self.causal.token_input(self.embed(previous_tokens_BxS), is_first_BxS)
+        x_BxSxC = u_BxSxK + self.causal.token_input(self.embed(previous_tokens_BxS), is_first_BxS)
         output_BxSxC = self.causal.window(x_BxSxC, previous_BxS, positions_BxS, cache, start_B)
         return self.target_hidden(h_BxSxC, output_BxSxC)
+
+    def evidence_hidden(self, h_BxDxC, tokens_BxD, positions_BxD, start_B, end_B, tracks_BxQ, span: int) -> jax.Array:
+        """Target hidden vectors of some tracks, told of the tokens of tracks `start .. end-1`, `[B, Q, C]`.
+
+        Args:
+            h_BxDxC: of a pass that has seen the tracks before `start`.
+            tokens_BxD: the tokens.
+            positions_BxD: position of each track.
+            start_B, end_B: tracks that give evidence; no more than `span`.
+            tracks_BxQ: tracks to predict, at `end` or behind.
+            span: static bound.
+        """
+        index_BxT = start_B[:, None] + jnp.arange(span)[None]
+        sees_BxT = index_BxT < end_B[:, None]
+        index_BxT = jnp.minimum(index_BxT, tokens_BxD.shape[1] - 1)
+        take = lambda x, index: jnp.take_along_axis(x, index.reshape(index.shape + (1,) * (x.ndim - 2)), axis=1)
+        h_BxQxC, positions_BxQ = take(h_BxDxC, tracks_BxQ), take(positions_BxD, tracks_BxQ)
+        output_BxQxC = self.causal.output_of(
+            self.causal.token_free_input(h_BxQxC),
+            positions_BxQ,
+            self.causal.token_free_input(take(h_BxDxC, index_BxT)),
+            self.embed(take(tokens_BxD, index_BxT)),
+            take(positions_BxD, index_BxT),
+            sees_BxT[:, None],
+        )
+        return self.target_hidden(h_BxQxC, output_BxQxC)
 
     def draft_hidden(self, masked_tokens_BxD, positions_BxD, lengths_B=None) -> jax.Array:
         """What the head's product reads of the draft, `[B, D, K]`; asks for no parameter of the causal part."""
@@ -217,7 +283,10 @@ class SpeculativeNetwork(nn.Module):
         if not self.config.n_causal:
             return draft_BxDxK, draft_BxDxK
         u_BxDxC = self.token_free_input(h_BxDxC)
-        target_h_BxDxC, _ = self.causal_full(h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD, lengths_B, deterministic)
+        seen_BxD = masked_tokens_BxD != self.config.num_tokens
+        target_h_BxDxC, _ = self.causal_full(
+            h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD, lengths_B, deterministic, seen_BxD
+        )
         return draft_BxDxK, self.readout(target_h_BxDxC)
 
     def __call__(

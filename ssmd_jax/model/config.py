@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from ssmd_jax.model.glu_hopper import check_widths
 from ssmd_jax.model.layers import ONE_HOT_LIMIT
 
+CAUSAL_FORMS = ("blocks", "evidence")
 ROTARY_FORMS = ("query_next", "halves")
 EMBEDDINGS = ("auto", "one_hot", "gather")
 ATTENTIONS = ("xla", "cudnn")
@@ -42,7 +43,9 @@ class HybridConfig:
         num_kv_heads: key and value heads of the trunk "llada"; 0 for `num_heads`.
         rope_theta: base of the rotary positions of the trunk "llada".
         rms_eps: added to the mean square in the norms of the trunk "llada".
-        rotary_form: causal part: "query_next" rotates queries by the position to predict and keys by the position
+        causal_form: "blocks", the causal part is `n_causal` transformer blocks (`model/causal.py`), or "evidence", one
+            layer that looks at the window's tracks alone (`model/evidence.py`).
+        rotary_form: causal blocks: "query_next" rotates queries by the position to predict and keys by the position
             carried; "halves" rotates both, half of each head's channels by the one and half by the other.
         output_residual: add `h` of the track to predict before the head; without it the map is not zero at the start.
         dropout: rate inside the blocks, in training only; the trunk "llada" has none.
@@ -72,6 +75,7 @@ class HybridConfig:
     n_causal: int = 1
     mlp_width: int = 0
     causal_mlp_width: int = 0
+    causal_form: str = "blocks"
     rotary_form: str = "query_next"
     output_residual: bool = True
     dropout: float = 0.0
@@ -101,6 +105,7 @@ class HybridConfig:
             )
         choices = {
             "trunk": TRUNKS,
+            "causal_form": CAUSAL_FORMS,
             "rotary_form": ROTARY_FORMS,
             "embedding": EMBEDDINGS,
             "attention": ATTENTIONS,
@@ -110,6 +115,14 @@ class HybridConfig:
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"model.{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if self.causal_form == "evidence" and (
+            self.n_causal > 1 or self.causal_mlp_width or self.rotary_form != "query_next" or not self.output_residual
+        ):
+            raise ValueError(
+                "model.causal_form 'evidence' is one layer without an MLP that adds to the trunk's vectors: set "
+                "model.n_causal to 1, and leave model.causal_mlp_width, model.rotary_form and model.output_residual as "
+                "they are by default"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"model.dropout must lie in [0, 1), got {self.dropout!r}")
         if self.vocab_size and self.num_tokens > self.vocab_size:
@@ -141,12 +154,19 @@ class HybridConfig:
 
     @property
     def causal_cost(self) -> float:
-        """What the causal blocks cost, a block of the trunk being 1: by their kernels."""
+        """What the causal part costs, a block of the trunk being 1: by their kernels."""
+        if self.causal_form == "evidence":
+            return self.n_causal * self.evidence_kernels / self.block_kernels(self.hidden)
         return self.n_causal * (self.block_kernels(self.causal_hidden) / self.block_kernels(self.hidden))
 
     def block_kernels(self, hidden: int) -> int:
         """Parameters of a block's kernels: the projections of attention, and an MLP of this hidden width."""
         return 4 * self.width**2 + 3 * self.width * hidden
+
+    @property
+    def evidence_kernels(self) -> int:
+        """Parameters of the kernels of `model/evidence.py`: four squares without a token, eight with one."""
+        return 12 * self.width**2
 
     @property
     def padded_tokens(self) -> int:

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssmd_jax.model.causal import ACTIVATION_AXES, CausalPart, SpeculativeNetwork
+from ssmd_jax.model.causal import ACTIVATION_AXES, SpeculativeNetwork, causal_part
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.model.hybrid import Trunk
 from ssmd_jax.model.layers import partitioned, scaled_init, unit_mean_square
@@ -154,7 +154,7 @@ class Esm2Network(SpeculativeNetwork):
         if not config.tied_head:
             self.decoder = self.param("decoder", table_init, (NUM_IDS, width))
         if config.n_causal:
-            self.causal = CausalPart(config)
+            self.causal = causal_part(config)
 
     def trunk(self, tokens_BxD, positions_BxD, lengths_B=None, deterministic: bool = True) -> jax.Array:
         """Hidden vectors `h_BxDxC` of the tracks; `<cls>` and `<eos>` are put before them here, and taken off."""

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ssmd_jax.model.causal import ACTIVATION_AXES, Block, CausalPart, SpeculativeNetwork
+from ssmd_jax.model.causal import ACTIVATION_AXES, Block, SpeculativeNetwork, causal_part
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.model.layers import Embedding, RMSNorm, full_attention, partitioned, rotary_table, rotate, scaled_init
 from ssmd_jax.model.partitioning import constrain
@@ -53,7 +53,7 @@ class HybridTransformer(SpeculativeNetwork):
             "head", partitioned(scaled_init(), "embed", "vocab"), (config.width, config.padded_tokens)
         )
         if config.n_causal:
-            self.causal = CausalPart(config)
+            self.causal = causal_part(config)
 
     def trunk(self, tokens_BxD, positions_BxD, lengths_B=None, deterministic: bool = True) -> jax.Array:
         """Hidden vectors `h_BxDxC` from tokens whose masked tracks hold the mask id."""

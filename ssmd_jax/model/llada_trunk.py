@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from ssmd_jax.model import pretrained
 from ssmd_jax.model.bidirectional import BidirectionalConfig, BidirectionalTransformer
-from ssmd_jax.model.causal import CausalPart, SpeculativeNetwork
+from ssmd_jax.model.causal import SpeculativeNetwork, causal_part
 from ssmd_jax.model.config import HybridConfig
 from ssmd_jax.model.layers import unit_mean_square
 from ssmd_jax.model.partitioning import constrain
@@ -65,7 +65,7 @@ class LladaNetwork(SpeculativeNetwork):
     def setup(self):
         self.network = BidirectionalTransformer(trunk_config(self.config))
         if self.config.n_causal:
-            self.causal = CausalPart(self.config)
+            self.causal = causal_part(self.config)
 
     def trunk(self, tokens_BxD, positions_BxD, lengths_B=None, deterministic: bool = True) -> jax.Array:
         """Hidden vectors `h_BxDxC` behind the last norm; there is no dropout in it."""

@@ -204,7 +204,7 @@ class SamplingConfig:
         temperature: of the distribution sampled from.
         top_p: nucleus of that distribution.
         draft_temperature: of the proposals alone; changes no law.
-        order: "random", "left_to_right", "dilated", "confidence" or "entropy".
+        order: "random", "left_to_right", "dilated", "spread", "confidence" or "entropy".
         tie_first: the first track of each pass takes the draft as its target.
         shared_noise: verify rounds draw with the noise of the drafts, see `SpeculativeConfig`.
     """

@@ -66,8 +66,7 @@ def teacher_loss(
     Raises:
         ValueError: with a teacher for a frozen trunk, or none for another.
     """
-    if (teacher_params is not None) != loss_config.keeps_teacher:
-        raise ValueError("a trunk that learns needs a teacher beside it, and a frozen one is its own")
+    check_teacher(loss_config, teacher_params)
     (batch, length), passes = tokens_BxD.shape, loss_config.teacher_passes
     true_BxD, order_BxD, all_lengths_B = masked_pass.in_random_order(tokens_BxD, lengths_B, key)
     revealed_BxP = revealed_of_passes(key, all_lengths_B, loss_config)
@@ -121,6 +120,12 @@ def teacher_loss(
         terms["drift"] = mean(divergence(taught_BxSxTxV, draft_BxSxTxV), 0)
         total += loss_config.draft_weight * terms["drift"]
     return total, terms
+
+
+def check_teacher(config: LossConfig, teacher_params: Any) -> None:
+    """Raises `ValueError` where a frozen trunk has a teacher, or another none."""
+    if (teacher_params is not None) != config.keeps_teacher:
+        raise ValueError("a trunk that learns needs a teacher beside it, and a frozen one is its own")
 
 
 def revealed_of_passes(key: jax.Array, lengths_B: jax.Array, config: LossConfig) -> jax.Array:

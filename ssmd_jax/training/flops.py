@@ -44,6 +44,7 @@ def train_flops_per_token(
     - trunk block: `2 (4 C^2 + 3 C F)` for its kernels, `4 D C` for scores and mix;
     - causal block: the same, with an MLP width of its own and half of the attention, `2 D C`;
     - causal projections: `2 (3 C^2 + C^2)`, the three-way input and the output map;
+    - evidence in place of causal blocks: `24 C^2` for its kernels, `2 D C` for half of its scores and sums;
     - head: `2 C V`, twice, for the draft and for the target, times `head_tracks`, the share of the tracks that it is
       applied to. None for the trainer's: all, or the masked ones where the vocabulary is taken in chunks
       (`training/cross_entropy.py`), of which a row has `(D + 1) / 2` in the mean.
@@ -58,7 +59,11 @@ def train_flops_per_token(
     head = 2 * width * tokens * head_tracks
     if not config.n_causal:
         return 3.0 * (trunk + head)
-    causal = config.n_causal * (2 * config.block_kernels(config.causal_hidden) + 2 * length * width) + 2 * 4 * width**2
+    if config.causal_form == "evidence":
+        causal = 2 * config.evidence_kernels + 2 * length * width
+    else:
+        block = 2 * config.block_kernels(config.causal_hidden) + 2 * length * width
+        causal = config.n_causal * block + 2 * 4 * width**2
     if freeze_trunk:
         return float(trunk + head + 3 * causal + 2 * head)
     return 3.0 * (trunk + causal + 2 * head)
@@ -68,11 +73,32 @@ def step_flops_per_token(config: HybridConfig, length: int, loss: LossConfig) ->
     """`train_flops_per_token` of all passes that a step makes over a token of a row.
 
     Taught by a trunk, each pass applies the head to one track for every pass of its row. A teacher other than the
-    network's own trunk passes every row too.
+    network's own trunk passes every row too. Evidence is taught in pairs of passes, see `_evidence_taught`.
     """
+    if loss.teacher_passes and config.causal_form == "evidence":
+        return _evidence_taught(config, length, loss)
     head_tracks = min(loss.passes / length, 1.0) if loss.teacher_passes else None
     own = train_flops_per_token(config, length, loss.freeze_trunk, head_tracks)
     if not loss.keeps_teacher:
         return loss.passes * own
     trunk = dataclasses.replace(config, n_causal=0)
     return loss.passes * (own + train_flops_per_token(trunk, length, head_tracks=head_tracks) / 3)
+
+
+def _evidence_taught(config: HybridConfig, length: int, loss: LossConfig) -> float:
+    """`P` passes of the trunk, and of the teacher where it is another; and `P (P - 1) / 2` pairs a row.
+
+    A pair weighs `teacher_span` pieces of evidence (`6 C^2` kernels each) for `teacher_tracks` tracks (as many
+    again), `4 C` for each of both, and applies the head to these tracks three times: draft, target and teacher.
+    """
+    width, passes, tracks = config.width, loss.teacher_passes, loss.teacher_tracks
+    trunk = passes * config.n_noncausal * (2 * config.block_kernels(config.hidden) + 4 * length * width)
+    head = 2 * width * config.num_tokens * tracks
+    half = config.evidence_kernels  # 2 operations for each parameter of half of the kernels
+    learnt = half * (loss.teacher_span + tracks) + 4 * loss.teacher_span * tracks * width
+    pairs = passes * (passes - 1) / 2
+    if loss.freeze_trunk:
+        # The head has no gradient by its weights.
+        return float(trunk + pairs * (3 * learnt + 2 * head + 2 * head) / length)
+    drift = passes * (3 * head + head) / length
+    return float(4 * trunk + pairs * (3 * learnt + 3 * 2 * head + head) / length + drift)

@@ -56,6 +56,23 @@ def hidden_pair(
     )
 
 
+def trunk_hidden(
+    params,
+    network: SpeculativeNetwork,
+    true_BxD: jax.Array,
+    order_BxD: jax.Array,
+    num_revealed_B: jax.Array,
+    lengths_B: jax.Array | None,
+    dropout_key: jax.Array | None = None,
+) -> jax.Array:
+    """The trunk's vectors `h`, `[B, D, C]`; `params` may lack the causal part's. No key, no dropout."""
+    masked_BxD = masking.mask_suffix(true_BxD, num_revealed_B, network.config.num_tokens)
+    rngs = None if dropout_key is None else {"dropout": dropout_key}
+    return network.apply(
+        {"params": params}, masked_BxD, order_BxD, lengths_B, dropout_key is None, rngs=rngs, method="trunk"
+    )
+
+
 def draft_hidden(
     params,
     network: SpeculativeNetwork,

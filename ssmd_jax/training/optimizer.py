@@ -18,6 +18,15 @@ MUON_AXES = {
     "dense": ((-2,), (-1,)),
     "project": ((-3, -2), (-1,)),
     "output": ((-2,), (-1,)),
+    "token_up": ((-3,), (-1,)),
+    "context_up": ((-3,), (-1,)),
+    "query": ((-3,), (-2, -1)),
+    "key": ((-3,), (-2, -1)),
+    "value": ((-3,), (-2, -1)),
+    "gate": ((-2,), (-1,)),
+    "gate_sum": ((-2,), (-1,)),
+    "mix": ((-2,), (-1,)),
+    "shift": ((-2,), (-1,)),
 }
 # Those of networks in the layout of LLaDA. Where query heads share a key head, the queries are orthogonalised by their
 # place in its group, one of each key head, as large as keys and values.

@@ -10,7 +10,7 @@ import optax
 from ssmd_jax.diffusion import loss, masking
 from ssmd_jax.diffusion.loss import LossConfig
 from ssmd_jax.model.causal import SpeculativeNetwork
-from ssmd_jax.training import distillation, keys, masked_pass
+from ssmd_jax.training import distillation, evidence_distillation, keys, masked_pass
 from ssmd_jax.training.optimizer import freeze, is_trained
 from ssmd_jax.training.state import TrainState
 
@@ -92,14 +92,14 @@ def loss_fn(
 
     Returns:
         The weighted loss, and `{"draft_loss", "target_loss"}`, nats per token; with `teacher_passes` those of
-        `distillation.teacher_loss`.
+        `distillation.teacher_loss`, or of `evidence_distillation.teacher_loss` for a causal part of that form.
     """
     if loss_config.freeze_trunk:
         params = freeze(params)
     if loss_config.teacher_passes:
-        return distillation.teacher_loss(
-            params, network, tokens_BxD, lengths_B, key, loss_config, deterministic, teacher_params
-        )
+        is_evidence = network.config.causal_form == "evidence"
+        teacher_loss = evidence_distillation.teacher_loss if is_evidence else distillation.teacher_loss
+        return teacher_loss(params, network, tokens_BxD, lengths_B, key, loss_config, deterministic, teacher_params)
     total, *by_track = token_losses(params, network, tokens_BxD, lengths_B, key, loss_config, deterministic)
     _, terms = loss.two_term_loss(*by_track, loss_config)
     return total, terms

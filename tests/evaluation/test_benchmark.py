@@ -73,8 +73,8 @@ def test_compiling_in_the_timed_region_raises():
 
 
 @functools.cache
-def models():
-    fast = random_model(NETWORK, seed=1, perturbation=0.8)
+def models(causal_form="blocks"):
+    fast = random_model(dataclasses.replace(NETWORK, causal_form=causal_form), seed=1, perturbation=0.8)
     return fast, NaiveModel(fast.params, fast.config)
 
 
@@ -87,7 +87,8 @@ def models():
     ],
     ids=["constant", "one round", "full, lengths, reordered, tied"],
 )
-def test_naive_model_gives_the_same_samples(config, lengths):
+@pytest.mark.parametrize("causal_form", ["blocks", "evidence"])
+def test_naive_model_gives_the_same_samples(config, lengths, causal_form):
     batch, length = 6, 10
     rng = np.random.default_rng(0)
     inside = np.arange(length)[None] < (np.full(batch, length) if lengths is None else lengths)[:, None]
@@ -99,7 +100,7 @@ def test_naive_model_gives_the_same_samples(config, lengths):
             model, jax.random.key(5), config, batch_size=batch, length=length, prompt=prompt, prompt_mask=mask,
             lengths=lengths,
         )
-        for model in models()
+        for model in models(causal_form)
     )  # fmt: skip
     for field in dataclasses.fields(fast):
         left, right = (np.asarray(getattr(result, field.name)) for result in (fast, naive))
@@ -113,8 +114,11 @@ def test_programs_of_the_naive_model_are_its_own():
     assert fast != naive
 
 
-@pytest.mark.parametrize("n_causal, causal_mlp_width", [(0, 0), (1, 0), (1, 2048), (2, 1024)])
-def test_formulas_against_the_compiler(n_causal, causal_mlp_width):
+@pytest.mark.parametrize(
+    "n_causal, causal_mlp_width, causal_form",
+    [(0, 0, "blocks"), (1, 0, "blocks"), (1, 2048, "blocks"), (2, 1024, "blocks"), (1, 0, "evidence")],
+)
+def test_formulas_against_the_compiler(n_causal, causal_mlp_width, causal_form):
     """Of shapes so wide that what the formulas leave out, norms and softmax, is little."""
     batch, length = 2, 64
     config = HybridConfig(
@@ -124,6 +128,7 @@ def test_formulas_against_the_compiler(n_causal, causal_mlp_width):
         n_noncausal=3,
         n_causal=n_causal,
         causal_mlp_width=causal_mlp_width,
+        causal_form=causal_form,
         dtype="float32",
         unroll=3,
     )

@@ -23,6 +23,7 @@ SWITCHES = {
     "three causal blocks": {"n_causal": 3},
     "wide causal block": {"n_causal": 1, "causal_mlp_width": 96},
     "halves": {"rotary_form": "halves"},
+    "evidence": {"n_causal": 1, "causal_form": "evidence"},
     "no residual": {"output_residual": False},
     "gather": {"embedding": "gather"},
     "plain": {"n_causal": 0},
@@ -157,7 +158,7 @@ def test_reorder_equals_a_pass_under_the_new_order():
 
 
 @pytest.mark.parametrize("embedding", ["one_hot", "gather"])
-@pytest.mark.parametrize("name", ["two causal blocks", "one causal block", "halves", "no residual"])
+@pytest.mark.parametrize("name", ["two causal blocks", "one causal block", "halves", "no residual", "evidence"])
 def test_who_sees_whom(name, embedding):
     """By gradient: the test that catches a target which sees what it should judge.
 

@@ -18,11 +18,13 @@ def trunk(config: HybridConfig, batch: int, length: int) -> float:
     """A trunk pass: the blocks, and what later rounds share.
 
     That is the token-free half of the causal input, and the causal blocks' keys and values: the input projection of
-    the token, whole blocks up to the last, and of the last one keys and values alone.
+    the token, whole blocks up to the last, and of the last one keys and values alone. Evidence shares four squares.
     """
     if not config.n_causal:
         return blocks(config, batch, length)
     width = config.width
+    if config.causal_form == "evidence":
+        return blocks(config, batch, length) + float(batch * length * 2 * 4 * width**2)
     shared = 4 * width**2 + 2 * width**2 + 4 * width**2
     whole = (config.n_causal - 1) * (2 * config.block_kernels(config.causal_hidden) + 2 * length * width)
     return blocks(config, batch, length) + float(batch * length * (shared + whole))
@@ -38,6 +40,8 @@ def verify_round(config: HybridConfig, batch: int, length: int, size: int) -> fl
     if not config.n_causal:
         return head(config, batch * size)
     width = config.width
+    if config.causal_form == "evidence":
+        return float(batch * size * (2 * 8 * width**2 + 4 * size * width)) + head(config, batch * size)
     causal = config.n_causal * (2 * config.block_kernels(config.causal_hidden) + 4 * (length + size) * width)
     return float(batch * size * (causal + 4 * width**2)) + head(config, batch * size)
 
@@ -47,5 +51,8 @@ def naive_round(config: HybridConfig, batch: int, length: int) -> float:
     if not config.n_causal:
         return head(config, batch * length)
     width = config.width
+    if config.causal_form == "evidence":
+        evidence = 2 * config.evidence_kernels + 4 * length * config.width
+        return float(batch * length * evidence) + head(config, batch * length)
     causal = config.n_causal * (2 * config.block_kernels(config.causal_hidden) + 2 * length * width)
     return float(batch * length * (causal + 8 * width**2)) + head(config, batch * length)

@@ -42,7 +42,9 @@ class NaiveModel(HybridModel):
         h_BxDxC = context
         if self.config.n_causal:
             u_BxDxC = self._apply(HybridTransformer.token_free_input, h_BxDxC)
-            h_BxDxC, _ = self._apply(HybridTransformer.causal_full, h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD)
+            seen_BxD = jnp.arange(tokens_BxD.shape[1])[None] < start_B[:, None]
+            inputs = (h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD)
+            h_BxDxC, _ = self._apply(HybridTransformer.causal_full, *inputs, None, True, seen_BxD)
         return _window(self._apply(HybridTransformer.head, h_BxDxC), start_B, size)
 
     def reorder(self, context, permutation_BxD):
