@@ -74,7 +74,7 @@ def test_compiling_in_the_timed_region_raises():
 
 @functools.cache
 def models(causal_form="blocks"):
-    perturbation = 3.0 if causal_form == "evidence" else 0.8  # enough for rejections
+    perturbation = 8.0 if causal_form == "evidence" else 0.8  # enough for rejections
     fast = random_model(dataclasses.replace(NETWORK, causal_form=causal_form), seed=1, perturbation=perturbation)
     return fast, NaiveModel(fast.params, fast.config)
 
