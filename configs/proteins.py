@@ -7,7 +7,8 @@
 
 `trunk` trains the bidirectional blocks alone as masked diffusion, `head` a causal block on the frozen trunk, `finetune`
 the same with the trunk trained at a tenth of the rate, `joint` both from the start, as the networks for text are.
-`loss.teacher_passes=4` teaches a head its trunk's own law.
+`evidence` teaches a frozen trunk's own law at a temperature of 0.6 to a causal part of that form, best on what the
+trunk has drawn (`data.train`); with `loss.freeze_trunk=False` and `optimizer.trunk_rate=0.3` the trunk learns with it.
 `:head-35M` and `:head-150M` have the sizes of the published ESM-2; for them, and for DPLM of 150 M, `init_from` can
 name the folder that Hugging Face publishes, with no run of `trunk` before. Run for 5,500 steps of `trunk`, 4,000 more
 with `init_from` the first, and 3,000 of `head`: 8, 12 and 5 minutes of one H200 (README). Without a GPU:
@@ -20,7 +21,7 @@ from configs import base
 
 # Blocks, width and heads; "21M" is ours, small enough for its weights to travel.
 SIZES = {"21M": (12, 384, 6), "35M": (12, 480, 20), "150M": (30, 640, 20)}
-STAGES = ("trunk", "head", "finetune", "joint")
+STAGES = ("trunk", "head", "finetune", "evidence", "joint")
 
 
 def get_config(which: str = "trunk") -> ConfigDict:
@@ -63,7 +64,15 @@ def get_config(which: str = "trunk") -> ConfigDict:
         config.optimizer.warmup_steps = 1_000
         config.training.num_steps = 30_000
     else:
-        config.loss.freeze_trunk = stage == "head"
-        config.optimizer.trunk_rate = 1.0 if stage == "head" else 0.1
+        config.loss.freeze_trunk = stage != "finetune"
+        config.optimizer.trunk_rate = 0.1 if stage == "finetune" else 1.0
         config.training.num_steps = 12_000
+    if stage == "evidence":
+        config.model.causal_form = "evidence"
+        config.loss.teacher_passes = 4
+        config.loss.temperature = 0.6
+        config.optimizer.learning_rate = 5e-4
+        config.optimizer.b2 = 0.99
+        config.training.batch_size = 64
+        config.training.num_steps = 3_000
     return config

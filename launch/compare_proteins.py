@@ -5,7 +5,8 @@
     python -m launch.compare_proteins --drawn=drawn --judged=judged.json --plots=proteins.png,proteins.svg
 
 Qualities are the share with a Pfam hit, the pseudo-perplexity, and for scaffolds the natural letters recovered. Each
-setting of the baseline names one; the NFE of the other samplers there are interpolated. The table goes to standard
+setting of the baseline names one; the NFE of the other curves there are interpolated: settings of a sampler that differ
+in the argument swept alone are a curve, so that --baseline="plain temperature=0.6" compares temperatures too. The table goes to standard
 error, `*` at the largest gain where the baseline is within 5 % of its best; standard output is one line of JSON.
 """
 
@@ -21,7 +22,9 @@ from ssmd_jax.evaluation import protein_gains
 
 _DRAWN = flags.DEFINE_list("drawn", None, "Folders of launch/draw_proteins.py.", required=True)
 _JUDGED = flags.DEFINE_list("judged", None, "Files with the JSON of launch/judge_proteins.py.", required=True)
-_BASELINE = flags.DEFINE_string("baseline", protein_gains.BASELINE, "Sampler to compare the others with.")
+_BASELINE = flags.DEFINE_string(
+    "baseline", protein_gains.BASELINE, "Sampler, or curve of one with several, to compare with."
+)
 _PLOTS = flags.DEFINE_list("plots", [], "Pictures to write; their endings name the formats.")
 
 

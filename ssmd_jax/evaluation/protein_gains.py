@@ -5,6 +5,10 @@ files. Each setting of the baseline that no cheaper one is as good as names a qu
 there are interpolated on its curve as in `headline`: linearly in their logarithm, against the share of hits as it is
 and against minus the logarithm of the pseudo-perplexity. Lengths are the same in all sets, so that the errors of the
 NFE are small beside those of the qualities, and left out.
+
+Settings that differ in the argument swept alone are a curve (`plot.curve_name`). A sampler with one curve goes by its
+name, those of one with several by all that their settings have in common, so that a temperature or an order is
+compared with another like samplers are.
 """
 
 import json
@@ -37,7 +41,7 @@ class ProteinGain(NamedTuple):
     """What a sampler saves at the quality of one of the baseline's settings.
 
     Attributes:
-        sampler: that saves.
+        sampler: the curve that saves.
         baseline: setting of the baseline.
         quality: of that setting, as the judge gave it.
         share_of_best: the quality over the best of the baseline, for pseudo-perplexity the best over it: at most 1.
@@ -136,23 +140,38 @@ def score(name: str, quality: Mapping[str, float]) -> Estimate:
     return Estimate(-math.log(value), error / value) if name == "pseudo_perplexity" else Estimate(value, error)
 
 
+def curves_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The name of each setting's curve: the sampler's where it has one curve, else `plot.curve_name`."""
+    by_sampler: dict[str, set[str]] = {}
+    for row in rows:
+        by_sampler.setdefault(row["sampler"], set()).add(plot.curve_name(row))
+    return [row["sampler"] if len(by_sampler[row["sampler"]]) == 1 else plot.curve_name(row) for row in rows]
+
+
 def gains(rows: Sequence[Mapping[str, Any]], baseline: str = BASELINE) -> dict[str, list[ProteinGain]]:
-    """The gains of all other samplers, for every quality that both have been judged by.
+    """The gains of all other curves, for every quality that both have been judged by.
 
     Args:
         rows: from `read_rows`.
-        baseline: sampler to compare with.
+        baseline: curve to compare with, by a name of `curves_of`.
 
     Raises:
         ValueError: where it is not there, or nothing else, or no quality.
     """
-    samplers = list(dict.fromkeys(row["sampler"] for row in rows))
+    curves = curves_of(rows)
+    samplers = list(dict.fromkeys(curves))
+    if baseline not in samplers and any(row["sampler"] == baseline for row in rows):
+        raise ValueError(f"{baseline} has several curves: compare with one of {', '.join(samplers)}")
     if baseline not in samplers or len(samplers) < 2:
         raise ValueError(f"there are settings of {', '.join(samplers)} alone: draw with {baseline} and another sampler")
     found = {}
     for name in QUALITIES:
         of = {
-            sampler: [_as_headline(row, name) for row in rows if row["sampler"] == sampler and _has(row, name)]
+            sampler: [
+                _as_headline(row, name)
+                for row, curve in zip(rows, curves, strict=True)
+                if curve == sampler and _has(row, name)
+            ]
             for sampler in samplers
         }
         # A setting that a cheaper one is as good as would be beaten without any help of ours.
@@ -180,7 +199,7 @@ def _as_headline(row: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _gain(baseline: Mapping[str, Any], rows: list[dict[str, Any]], name: str, sampler: str, best: float) -> ProteinGain:
-    gain = headline.gain(baseline, rows, "nfe")
+    gain, row_sampler = headline.gain(baseline, rows, "nfe"), rows[0]["sampler"]
     value = gain.baseline.quality.value
     return ProteinGain(
         sampler=sampler,
@@ -191,7 +210,7 @@ def _gain(baseline: Mapping[str, Any], rows: list[dict[str, Any]], name: str, sa
         nfe=gain.cost,
         ratio=gain.ratio,
         diversity_difference=gain.entropy_difference,
-        between=tuple(label.removeprefix(f"{sampler} ") for label in gain.between),
+        between=tuple(label.removeprefix(f"{row_sampler} ") for label in gain.between),
     )
 
 

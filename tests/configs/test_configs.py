@@ -54,14 +54,15 @@ def test_openwebtext_has_the_papers_settings():
 @pytest.mark.parametrize(
     ("which", "trunk", "causal"),
     [("trunk", 21_455_649, 0), ("head", 21_455_649, 2_361_600), ("finetune-35M", 33_501_153, 3_689_280),
-     ("joint", 21_455_649, 2_361_600), ("head-150M", 148_139_553, 6_598_400)],
+     ("joint", 21_455_649, 2_361_600), ("evidence", 21_455_649, 1_769_862), ("head-150M", 148_139_553, 6_598_400)],
 )  # fmt: skip
 def test_proteins_in_stages_and_sizes(which, trunk, causal):
     experiment = ExperimentConfig.from_config_dict(importlib.import_module("configs.proteins").get_config(which))
     params = state.abstract_params(make_network(experiment.network_config(32)))
     head = state.count_params(params.pop("causal", {}))
     assert (state.count_params(params), head) == (trunk, causal)
-    assert experiment.loss.freeze_trunk == which.startswith("head")
+    assert experiment.loss.freeze_trunk == which.startswith(("head", "evidence"))
+    assert (experiment.loss.teacher_passes > 0) == (experiment.model.causal_form == "evidence") == (which == "evidence")
     assert (experiment.optimizer.trunk_rate < 1) == which.startswith("finetune")
     is_whole = which in ("trunk", "joint")
     assert (experiment.training.num_steps == 30_000) == (experiment.optimizer.warmup_steps == 1_000) == is_whole
@@ -71,6 +72,6 @@ def test_proteins_in_stages_and_sizes(which, trunk, causal):
 @pytest.mark.parametrize("which", ["heads", "head-8M"])
 def test_other_proteins_are_one_sentence(which):
     with pytest.raises(
-        ValueError, match=f"proteins.py:{which} is unknown: give trunk, head, finetune, joint, and -21M"
+        ValueError, match=f"proteins.py:{which} is unknown: give trunk, head, finetune, evidence, joint, and -21M"
     ):
         importlib.import_module("configs.proteins").get_config(which)

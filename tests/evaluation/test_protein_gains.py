@@ -101,6 +101,25 @@ def test_known_gains():
     assert "out of reach" in table[6] and "2.50*" in table[5]
 
 
+def test_curves_of_one_sampler_are_compared_like_samplers():
+    """Two temperatures of plain sampling, of which the cooler needs half of the NFE."""
+    cool = [
+        {**row, "setting": f"temperature=0.5 step={n}", "nfe": {**row["nfe"], "value": row["nfe"]["value"] / 2}}
+        for n, row in enumerate(ROWS[:5])
+    ]
+    warm = [{**row, "setting": f"temperature=0.6 step={n}"} for n, row in enumerate(ROWS[:5])]
+    rows = [*warm, *cool, *(row for row in ROWS if row["sampler"] == "p2")]
+    names = ["plain temperature=0.6"] * 5 + ["plain temperature=0.5"] * 5 + ["p2"] * 3
+    assert protein_gains.curves_of(rows) == names and set(protein_gains.curves_of(ROWS)) == set(NFE)
+    found = protein_gains.gains(rows, "plain temperature=0.6")["pfam"]
+    assert {gain.sampler for gain in found} == {"plain temperature=0.5", "p2"}
+    ratios = [gain.ratio.value for gain in found if gain.sampler == "plain temperature=0.5"]
+    assert ratios == pytest.approx([2.0] * 5)
+    assert found[0].baseline == "temperature=0.6 step=0" and "temperature=0.5 step=0" in found[0].between
+    with pytest.raises(ValueError, match=r"plain has several curves: compare with one of plain temperature=0\.6, "):
+        protein_gains.gains(rows)
+
+
 def test_a_setting_that_a_cheaper_one_beats_names_no_quality():
     """Or else what plain sampling wastes would count as saved."""
     wasteful = {**ROWS[0], **entry("plain", 999)}
