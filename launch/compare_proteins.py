@@ -5,9 +5,10 @@
     python -m launch.compare_proteins --drawn=drawn --judged=judged.json --plots=proteins.png,proteins.svg
 
 Qualities are the share with a Pfam hit, the pseudo-perplexity, and for scaffolds the natural letters recovered. Each
-setting of the baseline names one; the NFE of the other curves there are interpolated: settings of a sampler that differ
-in the argument swept alone are a curve, so that --baseline="plain temperature=0.6" compares temperatures too. The table goes to standard
-error, `*` at the largest gain where the baseline is within 5 % of its best; standard output is one line of JSON.
+setting of the baseline names one; the NFE of the other curves there are interpolated. Settings of a sampler that differ
+in the argument swept alone are a curve: --baseline="plain temperature=0.6" compares temperatures like samplers. The
+table goes to standard error, `*` at the largest gain where the baseline is within 5 % of its best; standard output is
+one line of JSON.
 """
 
 import pathlib
