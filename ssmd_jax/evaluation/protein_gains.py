@@ -301,8 +301,9 @@ def compare_files(
         baseline: as in `gains`.
 
     Returns:
-        JSON values: "gains", by quality a list of `ProteinGain`, and "best", by quality and sampler that of
-        `best_gains`; and the table.
+        JSON values: "sets", what was drawn and found of it, each with its "curve"; "natural", what was found of natural
+        proteins; "gains", by quality a list of `ProteinGain`, and "best", by quality and sampler that of `best_gains`;
+        and the table.
 
     Raises:
         ValueError: as `read_rows`, `gains` and `plot.check`.
@@ -314,4 +315,6 @@ def compare_files(
     found = gains(rows, baseline)
     for path in plots:
         gains_figure(rows, natural).savefig(os.path.expanduser(path), dpi=120)
-    return to_json({"gains": found, "best": best_gains(found)}), gains_table(found, baseline)
+    sets = [{"curve": curve, **row} for curve, row in zip(curves_of(rows), rows, strict=True)]
+    results = {"sets": sets, "natural": natural, "gains": found, "best": best_gains(found)}
+    return to_json(results), gains_table(found, baseline)

@@ -24,6 +24,8 @@ from ssmd_jax.training.terminal import say
 
 LETTERS = fasta.AMINO_ACIDS
 WORD = 3
+# Each width that rows of proteins are padded to is compiled once; all of one width would be half padding.
+WIDTH_STEP = 64
 
 
 class Judged(NamedTuple):
@@ -119,9 +121,10 @@ def pseudo_nll(
     positions: int = 8,
     batch_size: int = 64,
     seed: int = 0,
-    width: int | None = None,
 ) -> np.ndarray:
     """Mean negative log likelihood of single letters under the trunk, all others of the sequence given.
+
+    Rows of like lengths are computed together, padded to a multiple of `WIDTH_STEP`.
 
     Letters outside the alphabet, such as the X of natural proteins, are given and never judged: no model draws them.
 
@@ -132,7 +135,6 @@ def pseudo_nll(
         positions: letters of each sequence that are judged, drawn with replacement: the mean is that of all.
         batch_size: rows computed at a time.
         seed: of the positions.
-        width: letters that rows are padded to; None for the longest. Another one compiles anew.
 
     Returns:
         float64 nats `[N]`.
@@ -140,11 +142,12 @@ def pseudo_nll(
     rng = np.random.default_rng(seed)
     known = [np.flatnonzero([letter in LETTERS for letter in sequence]) for sequence in sequences]
     rows = [(n, k[which]) for n, k in enumerate(known) for which in rng.integers(0, len(k), positions)]
-    longest = max(map(len, sequences)) if width is None else width
     ids = [tokenizer.encode(sequence) for sequence in sequences]
+    by_length = np.argsort([len(ids[n]) for n, _ in rows], kind="stable")
     nll = []
     for first in range(0, len(rows), batch_size):
-        part = rows[first : first + batch_size]
+        part = [rows[row] for row in by_length[first : first + batch_size]]
+        longest = -(-len(ids[part[-1][0]]) // WIDTH_STEP) * WIDTH_STEP
         part = part + [part[-1]] * (batch_size - len(part))  # one shape
         tokens_BxD = np.full((batch_size, longest), model.num_tokens, np.int32)
         positions_BxD = np.broadcast_to(np.arange(longest), (batch_size, longest)).copy()
@@ -154,7 +157,8 @@ def pseudo_nll(
             tokens_BxD[row, : len(order)], positions_BxD[row, : len(order)] = ids[n][order], order
         lengths_B = np.array([len(ids[n]) for n, _ in part], np.int32)
         nll.append(_last_nll(model, tokens_BxD, positions_BxD.astype(np.int32), jnp.asarray(lengths_B)))
-    nll_R = np.concatenate(jax.device_get(nll))[: len(rows)].astype(np.float64)
+    nll_R = np.empty(len(rows))
+    nll_R[by_length] = np.concatenate(jax.device_get(nll))[: len(rows)]
     return nll_R.reshape(len(sequences), positions).mean(axis=1)
 
 
@@ -211,7 +215,6 @@ def judge(
         if len(batch) == 10_000:
             natural, batch = _added(natural, batch), []
     natural = _added(natural, batch)
-    longest = max(len(sequence) for sequences in sets.values() for sequence in sequences)
     judged = []
     for name, sequences in sets.items():
         figures: dict[str, Any] = {}
@@ -223,7 +226,7 @@ def judge(
             figures["novelty"], figures["unknown"] = mean(1.0 - nearest.identity_N), mean(~nearest.is_found_N)
             figures["diversity"] = protein_tools.count_clusters(sequences, mmseqs) / len(sequences)
         if model is not None:
-            nll_N = pseudo_nll(model, tokenizer, sequences, positions=positions, seed=seed, width=longest)
+            nll_N = pseudo_nll(model, tokenizer, sequences, positions=positions, seed=seed)
             figures["pseudo_perplexity"] = perplexity(nll_N)
         if folding is not None:
             figures["plddt"] = mean(protein_tools.mean_plddt(sequences, folding, progress))

@@ -165,6 +165,10 @@ def test_files_of_the_programs_are_joined(files):
     assert results["best"]["pfam"]["speculative"]["ratio"]["value"] == pytest.approx(2.5)
     assert json.loads(json.dumps(results, allow_nan=False)) == results and "recovery" not in results["gains"]
     assert table == protein_gains.gains_table(protein_gains.gains(ROWS))
+    assert [(one["curve"], one["nfe"]["value"], one["pfam"]) for one in results["sets"]] == [
+        (row["sampler"], row["nfe"]["value"], row["pfam"]) for row in ROWS
+    ]
+    assert results["natural"]["pfam"] == NATURAL["pfam"]
 
 
 def test_recovery_of_scaffolds_is_a_quality_too(files):

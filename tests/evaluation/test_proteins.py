@@ -77,7 +77,7 @@ def test_letters_that_no_model_draws_are_given_and_not_judged():
         masked[position] = 32
         logits_20 = twin_logits(tensors(), masked)[position, 4:24]
         nll.append(np.log(np.exp(logits_20).sum()) - logits_20[ids[position] - 4])
-    found = proteins.pseudo_nll(model(), esm2, ["MXKXXL"], positions=30, batch_size=8, seed=3, width=9)
+    found = proteins.pseudo_nll(model(), esm2, ["MXKXXL"], positions=30, batch_size=8, seed=3)
     np.testing.assert_allclose(found, np.mean(np.array(nll)[np.random.default_rng(3).integers(0, 3, 30)]), rtol=1e-4)
 
 
@@ -158,8 +158,8 @@ def test_a_missing_judge_is_said_before_any_work(files, judge, monkeypatch):
 
 @pytest.mark.slow
 def test_sets_are_judged_by_one_program(files):
-    """Whatever their lengths: a set more compiles nothing."""
-    sets = {"long": draw(2, longest=45), "short": draw(3, 1, shortest=5, longest=12)}
+    """Of like lengths in one: a set more compiles nothing."""
+    sets = {"some": draw(2, shortest=130, longest=190), "more": draw(3, 1, shortest=130, longest=160)}
     before = proteins._last_nll._cache_size()
     proteins.judge(sets, files["reference"], model=model(), tokenizer=tokenizers.make_tokenizer("esm2"), positions=1)
     assert proteins._last_nll._cache_size() == before + 1
