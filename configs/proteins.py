@@ -4,6 +4,10 @@
     python -m launch.train --config=configs/proteins.py:trunk --workdir=runs/proteins_trunk $D
     python -m launch.train --config=configs/proteins.py:head  --workdir=runs/proteins $D \\
         --config.training.init_from=runs/proteins_trunk
+    python -m launch.draw_proteins --workdir=runs/proteins_trunk --output=seen --num_samples=12000 --batch_size=1000 \\
+        --samplers=plain:temperature=0.6 --sweep=delta_tau=0.0145
+    python -m launch.train --config=configs/proteins.py:evidence --workdir=runs/evidence $D \\
+        --config.data.train=seen --config.training.init_from=runs/proteins_trunk
 
 `trunk` trains the bidirectional blocks alone as masked diffusion, `head` a causal block on the frozen trunk, `finetune`
 the same with the trunk trained at a tenth of the rate, `joint` both from the start, as the networks for text are.
@@ -70,7 +74,7 @@ def get_config(which: str = "trunk") -> ConfigDict:
     if stage == "evidence":
         config.model.causal_form = "evidence"
         config.loss.teacher_passes = 4
-        config.loss.temperature = 0.6
+        config.loss.temperature = config.sampling.temperature = 0.6
         config.optimizer.learning_rate = 5e-4
         config.optimizer.b2 = 0.99
         config.training.batch_size = 64

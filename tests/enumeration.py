@@ -114,10 +114,12 @@ class Law:
             return False
         total = 0.0
         for track in range(i, k + 1):
-            q = self.target(tokens[:track], positions, i, track)
-            logits = self.model.numpy_draft_logits(tokens, positions, i, track)
-            p = shape(logits, self.config.temperature, self.config.top_p)
-            total += sum(a * math.log(a / b) if b else math.inf for a, b in zip(q, p, strict=True) if a)
+            if track == i and self.config.tie_first:
+                continue
+            temperature = self.config.temperature or 1.0
+            q = shape(self.model.numpy_target_logits(tokens[:track], positions, i, track), temperature, 1.0)
+            p = shape(self.model.numpy_draft_logits(tokens, positions, i, track), temperature, 1.0)
+            total += sum(a * math.log(a / b) for a, b in zip(q, p, strict=True))
         return total > self.config.divergence_stop
 
     def joint(self, given=None):

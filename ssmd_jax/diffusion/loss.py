@@ -46,7 +46,7 @@ class LossConfig:
             held to the drafts of the one it was at the start, which teaches, at distances below `teacher_span`.
         teacher_span: the target learns at distances below it.
         teacher_tracks: at so many masked tracks of each pass, where the causal part is evidence; blocks learn at the
-            next track alone.
+            next track alone, whatever this says.
     """
 
     draft_weight: float = 1.0

@@ -103,8 +103,9 @@ def spread_order(
 
     Track `m` of the `n` that are to generate stands at the position whose rank is that of `m * golden` among all `n`
     such points of a circle (a Kronecker sequence), turned by a uniformly random number of positions, one for a row: a
-    window of `w` tracks keeps distances of `n / (2 w)` and more, and each track is at each position as likely as at any
-    other. Ranks count the positions to generate alone; given ones ascend. Arguments and result as in `sort_order`.
+    window of `w` tracks, far fewer than `n`, keeps distances of about `0.45 n / w` and more, and each track is at each
+    position as likely as at any other. Ranks count the positions to generate alone; given ones ascend. Arguments and
+    result as in `sort_order`.
     """
     tracks_1xD = jnp.arange(length)[None]
     free_BxD = tracks_1xD < jnp.asarray(lengths_B)[:, None]

@@ -141,11 +141,16 @@ def score(name: str, quality: Mapping[str, float]) -> Estimate:
 
 
 def curves_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The name of each setting's curve: the sampler's where it has one curve, else `plot.curve_name`."""
+    """The name of each setting's curve: the sampler's where it has one curve, else `_curve`."""
     by_sampler: dict[str, set[str]] = {}
     for row in rows:
-        by_sampler.setdefault(row["sampler"], set()).add(plot.curve_name(row))
-    return [row["sampler"] if len(by_sampler[row["sampler"]]) == 1 else plot.curve_name(row) for row in rows]
+        by_sampler.setdefault(row["sampler"], set()).add(_curve(row))
+    return [row["sampler"] if len(by_sampler[row["sampler"]]) == 1 else _curve(row) for row in rows]
+
+
+def _curve(row: Mapping[str, Any]) -> str:
+    """`plot.curve_name` without the number of rounds, which wide windows need more of than narrow ones."""
+    return " ".join(word for word in plot.curve_name(row).split() if not word.startswith("verify_rounds="))
 
 
 def gains(rows: Sequence[Mapping[str, Any]], baseline: str = BASELINE) -> dict[str, list[ProteinGain]]:
@@ -153,12 +158,14 @@ def gains(rows: Sequence[Mapping[str, Any]], baseline: str = BASELINE) -> dict[s
 
     Args:
         rows: from `read_rows`.
-        baseline: curve to compare with, by a name of `curves_of`.
+        baseline: curve to compare with: a sampler that has one curve, or what all settings of a curve have in common.
 
     Raises:
         ValueError: where it is not there, or nothing else, or no quality.
     """
     curves = curves_of(rows)
+    # A curve's full name is known whether its sampler has others or not.
+    baseline = next((curve for row, curve in zip(rows, curves, strict=True) if _curve(row) == baseline), baseline)
     samplers = list(dict.fromkeys(curves))
     if baseline not in samplers and any(row["sampler"] == baseline for row in rows):
         raise ValueError(f"{baseline} has several curves: compare with one of {', '.join(samplers)}")
@@ -273,12 +280,12 @@ def gains_figure(rows: Sequence[Mapping[str, Any]], natural: Mapping[str, Any]) 
 
     figure = Figure(figsize=(5 * len(panels), 4), layout="constrained")
     for axes, name in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
-        curves = dict.fromkeys(map(plot.curve_name, rows))
-        for number, curve in enumerate(curves):
+        curves = curves_of(rows)
+        for number, curve in enumerate(dict.fromkeys(curves)):
             line = sorted(
                 (row["nfe"]["value"], row[name]["value"], 2 * (row[name]["standard_error"] or 0.0))
-                for row in rows
-                if plot.curve_name(row) == curve and _has(row, name)
+                for row, its_curve in zip(rows, curves, strict=True)
+                if its_curve == curve and _has(row, name)
             )
             if line:
                 axes.errorbar(*zip(*line, strict=True), label=curve, **plot.style(curve, number))

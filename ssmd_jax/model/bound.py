@@ -54,8 +54,9 @@ class HybridModel:
     def prepared(self) -> "HybridModel":
         """The same network with its kernels in the dtype of computation: converted once, not at every pass."""
         dtype = self.config.compute_dtype
-        # The norms compute in float32, with their scales and biases as they are.
-        convert = lambda path, x: x if path[-1].key in ("scale", "bias") else x.astype(dtype)
+        # Norms and scores are float32, with their scales and biases as they are.
+        kept = ("scale", "bias", "weight_bias")
+        convert = lambda path, x: x if path[-1].key in kept else x.astype(dtype)
         return self.replace(params=jax.tree.map_with_path(convert, self.params))
 
     def _apply(self, method, *args):

@@ -5,7 +5,7 @@ In order space track `k` stands at position `positions[b, k]`. A trunk sees the 
 `k - 1` and predicts the token AT track `k`; its output, through a linear map that starts at zero, is added to `h_k`
 before the same head. So at initialisation the target equals the draft exactly, whatever the trunk is.
 
-A causal part has one of two forms: `CausalPart`, lower-triangular blocks over all tracks, and `evidence.Evidence`,
+A causal part has one of two forms: `CausalPart`, lower-triangular blocks over all tracks, and `evidence.EvidencePart`,
 which looks at the tracks alone that the trunk has not seen.
 """
 
@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from ssmd_jax.model.config import HybridConfig
-from ssmd_jax.model.evidence import Evidence
+from ssmd_jax.model.evidence import EvidencePart
 from ssmd_jax.model.layers import (
     Mlp,
     RMSNorm,
@@ -136,7 +136,7 @@ class CausalPart(nn.Module):
 
 def causal_part(config: HybridConfig) -> nn.Module:
     """The causal part of the form that the configuration names."""
-    return Evidence(config) if config.causal_form == "evidence" else CausalPart(config)
+    return EvidencePart(config) if config.causal_form == "evidence" else CausalPart(config)
 
 
 class SpeculativeNetwork(nn.Module):
@@ -207,10 +207,15 @@ class SpeculativeNetwork(nn.Module):
             lengths_B: None where all rows are full.
             deterministic: no dropout.
             seen_BxD: which tracks the trunk saw in making `h`; evidence needs it, blocks do not.
+
+        Raises:
+            ValueError: where evidence is not told what the trunk saw.
         """
         if not self.config.n_causal:
             return h_BxDxC, []
         if self.config.causal_form == "evidence":
+            if seen_BxD is None:
+                raise ValueError("evidence is what the trunk has not seen: causal_full needs seen_BxD")
             output_BxDxC = self.causal.full(u_BxDxK, self.embed(tokens_BxD), positions_BxD, seen_BxD)
             return self.target_hidden(h_BxDxC, output_BxDxC), []
         x_BxDxC, previous_BxD = self._full_input(u_BxDxK, tokens_BxD, positions_BxD)
@@ -282,10 +287,10 @@ class SpeculativeNetwork(nn.Module):
         draft_BxDxK = self.readout(h_BxDxC)
         if not self.config.n_causal:
             return draft_BxDxK, draft_BxDxK
-        u_BxDxC = self.token_free_input(h_BxDxC)
+        u_BxDxK = self.token_free_input(h_BxDxC)
         seen_BxD = masked_tokens_BxD != self.config.num_tokens
         target_h_BxDxC, _ = self.causal_full(
-            h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD, lengths_B, deterministic, seen_BxD
+            h_BxDxC, u_BxDxK, tokens_BxD, positions_BxD, lengths_B, deterministic, seen_BxD
         )
         return draft_BxDxK, self.readout(target_h_BxDxC)
 

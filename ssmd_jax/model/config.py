@@ -48,7 +48,7 @@ class HybridConfig:
         rotary_form: causal blocks: "query_next" rotates queries by the position to predict and keys by the position
             carried; "halves" rotates both, half of each head's channels by the one and half by the other.
         output_residual: add `h` of the track to predict before the head; without it the map is not zero at the start.
-        dropout: rate inside the blocks, in training only; the trunk "llada" has none.
+        dropout: rate inside the blocks, in training only; the trunk "llada" has none, nor has evidence.
         dtype: computation, "float32" or "bfloat16"; parameters, softmax and logits are float32.
         attention: "xla" or "cudnn" (NVIDIA GPUs, bfloat16).
         mlp: "xla" or "hopper" (NVIDIA Hopper GPUs, bfloat16): a fused kernel for many rows, in sampling.

@@ -6,7 +6,8 @@ piece of evidence, a gated product of its token and its `h`; a track to predict 
 sum moves its own `h`. Weights are sigmoids and not a softmax, so that pieces add up, and no evidence is 0: on the
 window's first track the target is the draft, whatever was learnt.
 
-Nothing is attended to before the window, and no keys are cached.
+Nothing is attended to before the window, and no keys are cached. A sum over many more pieces than it was taught with
+(`loss.teacher_span`) is a guess: windows should not be wider.
 """
 
 import flax.linen as nn
@@ -22,7 +23,7 @@ START_BIAS = -2.0
 SUM_SCALE = 0.3
 
 
-class Evidence(nn.Module):
+class EvidencePart(nn.Module):
     """Pieces of evidence, their weights, and what their sum does to `h`; two maps of the sum start at zero.
 
     With `n` the normed `h`, `e` the token's embedding, `j < k` the new tracks before track `k`:

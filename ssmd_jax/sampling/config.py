@@ -40,9 +40,10 @@ class SpeculativeConfig:
             temperature 1, is below this; 0 never. It looks at no drawn token, so that the target's law stays. Plays no
             part in the plain sampler. Meant for the order "confidence".
         divergence_stop: a window ends before the first track but the first at which the divergence of the target from
-            the draft, `KL(q || p)` in nats, summed over the window's tracks up to it, exceeds this; 0 never. Where the
-            tokens drawn since the pass have moved the target far, a pass is due. It looks at the tokens before a track
-            alone, so that the target's law stays. Plays no part in the plain sampler.
+            the draft, `KL(q || p)` in nats, summed over the window's tracks up to it, exceeds this; 0 never. Both are
+            at `temperature` (1 if that is 0), without nucleus and `draft_temperature`. Where the tokens drawn since the
+            pass have moved the target far, a pass is due. It looks at the tokens before a track alone, so that the
+            target's law stays. Plays no part in the plain sampler.
         shared_noise: rounds draw a window's tracks again from the target with the noise of their drafts, instead of
             accepting and rejecting (`diffusion.speculation.redraw_round`): fewer rounds where a window has several
             drafts that the target would not have drawn. The same law with rounds enough for every window and no
@@ -155,27 +156,36 @@ class Laws:
         end_B = jnp.where(jnp.any(stops_BxS, axis=1), jnp.argmax(stops_BxS, axis=1), confidence_BxS.shape[1])
         return jnp.minimum(window_B, end_B.astype(jnp.int32))
 
-    def diverged(self, offset_B: jax.Array, log_q_BxSxV: jax.Array, draft_logits_BxSxV: jax.Array) -> jax.Array:
-        """Where `divergence_stop` ends the windows, int32 `[B]`: `S` where nothing before `offset` does.
+    def diverged(
+        self, offset_B: jax.Array, end_B: jax.Array, target_logits_BxSxV: jax.Array, draft_logits_BxSxV: jax.Array
+    ) -> jax.Array:
+        """Where `divergence_stop` ends the windows, int32 `[B]`: `S` where no track `offset <= s < end` does.
 
         Args:
-            offset_B: tracks whose `log_q` was computed from settled tokens; what lies behind is not looked at.
-            log_q_BxSxV: of the window's tracks.
+            offset_B: tracks before it are settled and stay.
+            end_B: tracks whose target logits were computed from tokens that are settled now; not looked at behind it.
+            target_logits_BxSxV: of the window's tracks.
             draft_logits_BxSxV: of the same.
         """
-        size = log_q_BxSxV.shape[1]
+        size = target_logits_BxSxV.shape[1]
         if self.divergence_stop is None:
             return jnp.full_like(offset_B, size)
-        q_BxSxV = jnp.exp(log_q_BxSxV)
-        terms_BxSxV = q_BxSxV * (log_q_BxSxV - self.plain(draft_logits_BxSxV))
-        divergence_BxS = jnp.cumsum(jnp.sum(jnp.where(q_BxSxV > 0, terms_BxSxV, 0.0), axis=-1), axis=1)
+        temperature = 1.0 if self.temperature is None else self.temperature
+        log_q_BxSxV = shape_log_prob(self._tied(target_logits_BxSxV, draft_logits_BxSxV), temperature)
+        terms_BxSxV = jnp.exp(log_q_BxSxV) * (log_q_BxSxV - shape_log_prob(draft_logits_BxSxV, temperature))
+        divergence_BxS = jnp.cumsum(jnp.sum(terms_BxSxV, axis=-1), axis=1)
         tracks_1xS = jnp.arange(size)[None]
-        stops_BxS = (divergence_BxS > self.divergence_stop) & (tracks_1xS > 0) & (tracks_1xS < offset_B[:, None])
+        decided_BxS = (tracks_1xS >= jnp.maximum(offset_B, 1)[:, None]) & (tracks_1xS < end_B[:, None])
+        stops_BxS = (divergence_BxS > self.divergence_stop) & decided_BxS
         return jnp.where(jnp.any(stops_BxS, axis=1), jnp.argmax(stops_BxS, axis=1), size).astype(offset_B.dtype)
 
     def target(self, target_logits_BxSxV: jax.Array, draft_logits_BxSxV: jax.Array) -> jax.Array:
         """`log q` of a window's tracks, whose first is the pass's first masked track, `[B, S, V]`."""
-        if self.tie_first:
-            first_B = jnp.zeros(target_logits_BxSxV.shape[:1], jnp.int32)
-            target_logits_BxSxV = tie_first_track(draft_logits_BxSxV, target_logits_BxSxV, first_B)
-        return self.plain(target_logits_BxSxV)
+        return self.plain(self._tied(target_logits_BxSxV, draft_logits_BxSxV))
+
+    def _tied(self, target_logits_BxSxV: jax.Array, draft_logits_BxSxV: jax.Array) -> jax.Array:
+        """The target's logits, with `tie_first` those of the draft at the first track."""
+        if not self.tie_first:
+            return target_logits_BxSxV
+        first_B = jnp.zeros(target_logits_BxSxV.shape[:1], jnp.int32)
+        return tie_first_track(draft_logits_BxSxV, target_logits_BxSxV, first_B)

@@ -46,7 +46,10 @@ def log_likelihood(
     if config.budget_nfe is not None:
         raise ValueError("the likelihood has no recursion under a budget: set budget_nfe to None")
     if config.divergence_stop:
-        raise ValueError("the likelihood has no recursion for windows that end early: set divergence_stop to 0")
+        raise ValueError(
+            "the expected NFE has no recursion where windows end by divergence_stop, which a round more may be paid to "
+            "see: set it to 0"
+        )
     if config.shared_noise:
         raise ValueError(
             "the likelihood's recursion is that of rejections: set shared_noise to False, which with rounds enough for "

@@ -201,7 +201,7 @@ def _one_round(model, rules: Rules, drafted: _Drafted, state: _Verified) -> _Ver
     log_q_BxSxV = rules.laws.target(target_logits_BxSxV, drafted.logits_BxSxV)
     settle = _redraw if rules.laws.shared_noise else _accept_or_replace
     found = settle(drafted, state, log_q_BxSxV, jnp.where(active_B, state.window_B, 0))
-    end_B = rules.laws.diverged(jnp.where(active_B, found.offset_B, 0), log_q_BxSxV, drafted.logits_BxSxV)
+    end_B = rules.laws.diverged(state.offset_B, found.offset_B, target_logits_BxSxV, drafted.logits_BxSxV)
     offset_B, window_B = jnp.minimum(found.offset_B, end_B), jnp.minimum(state.window_B, end_B)
     rounds_B, is_settled_BxS = state.rounds_B + active_B, between(state.offset_B, offset_B, size)
     settled_in_BxS = jnp.where(is_settled_BxS, rounds_B[:, None], state.settled_in_BxS)

@@ -47,7 +47,7 @@ def teacher_loss(
     check_teacher(loss_config, teacher_params)
     true_BxD, order_BxD, all_lengths_B = masked_pass.in_random_order(tokens_BxD, lengths_B, key)
     revealed_BxP = revealed_of_passes(key, all_lengths_B, loss_config)
-    tracks_BxPxQ = tracks_to_learn(key, revealed_BxP, all_lengths_B, loss_config.teacher_tracks)
+    tracks_BxPxQ = tracks_to_learn(revealed_BxP, all_lengths_B, loss_config.teacher_tracks)
     batch, passes = revealed_BxP.shape
     # Row `b` of the batch becomes rows `b P .. b P + P - 1`, so that each device keeps its own.
     each = lambda x: None if x is None else jnp.repeat(x, passes, axis=0)
@@ -68,13 +68,19 @@ def teacher_loss(
         teacher, teacher_h_BxPxDxC = teacher_params, by_pass(masked_pass.trunk_hidden(teacher_params, *rows))
 
     at = lambda x_BxDxC, tracks_BxQ: jnp.take_along_axis(x_BxDxC, tracks_BxQ[..., None], axis=1)
+    of_pass = lambda x_BxPx, p: jax.lax.dynamic_index_in_dim(x_BxPx, p, axis=1, keepdims=False)
+    passes_P = jnp.arange(passes)
+
+    def laws_of_pass(own, h_BxPxDxC, p):
+        return laws(own, at(of_pass(h_BxPxDxC, p), of_pass(tracks_BxPxQ, p)))
+
+    taught_PxBxQxV = jax.lax.map(lambda p: laws_of_pass(teacher, teacher_h_BxPxDxC, p), passes_P)
+    taught_PxBxQxV = jax.lax.stop_gradient(taught_PxBxQxV)
 
     def of_pair(_, pair):
         s, t = pair
-        of_pass = lambda x_BxPx, p: jax.lax.dynamic_index_in_dim(x_BxPx, p, axis=1, keepdims=False)
         tracks_BxQ, h_BxDxC = of_pass(tracks_BxPxQ, t), of_pass(h_BxPxDxC, s)
         start_B, end_B = of_pass(revealed_BxP, s), of_pass(revealed_BxP, t)
-        taught = jax.lax.stop_gradient(laws(teacher, at(of_pass(teacher_h_BxPxDxC, t), tracks_BxQ)))
         # A pair that is not counted (one pass went round the row's end) has any law, but a finite one.
         target_h_BxQxC = network.apply(
             {"params": params},
@@ -88,7 +94,7 @@ def teacher_loss(
             method="evidence_hidden",
         )
         draft, target = laws(params, at(h_BxDxC, tracks_BxQ)), laws(params, target_h_BxQxC)
-        return None, (end_B - start_B, _divergence(taught, draft), _divergence(taught, target))
+        return None, (end_B - start_B, _divergence(taught_PxBxQxV[t], draft), _divergence(taught_PxBxQxV[t], target))
 
     pairs = jnp.array(list(itertools.combinations(range(passes), 2)))
     # What a pair computes is computed again for its gradient: memory for one pair, whatever the number of passes.
@@ -113,29 +119,22 @@ def teacher_loss(
     if teacher_params is not None:
 
         def drift(_, p):
-            take = lambda x_BxPx: jax.lax.dynamic_index_in_dim(x_BxPx, p, axis=1, keepdims=False)
-            taught = laws(teacher, at(take(teacher_h_BxPxDxC), take(tracks_BxPxQ)))
-            return None, _divergence(taught, laws(params, at(take(h_BxPxDxC), take(tracks_BxPxQ))))
+            return None, _divergence(taught_PxBxQxV[p], laws_of_pass(params, h_BxPxDxC, p))
 
-        _, drift_PxB = jax.lax.scan(jax.checkpoint(drift), None, jnp.arange(passes))
-        terms["drift"] = jnp.sum(all_lengths_B * jnp.mean(drift_PxB, axis=0)) / jnp.sum(all_lengths_B)
+        _, drift_PxB = jax.lax.scan(jax.checkpoint(drift), None, passes_P)
+        of_rows = jnp.sum(all_lengths_B * jnp.mean(drift_PxB, axis=0))
+        terms["drift"] = of_rows / jnp.maximum(jnp.sum(all_lengths_B), 1)
         total += loss_config.draft_weight * terms["drift"]
     return total, terms
 
 
-def tracks_to_learn(key: jax.Array, revealed_BxP: jax.Array, lengths_B: jax.Array, count: int) -> jax.Array:
-    """Masked tracks at which each pass teaches, int32 `[B, P, Q]`: the next one, and others spread over the rest.
+def tracks_to_learn(revealed_BxP: jax.Array, lengths_B: jax.Array, count: int) -> jax.Array:
+    """Masked tracks at which each pass teaches, int32 `[B, P, Q]`: the next ones, over again where fewer are masked.
 
-    `m + floor((D - m) (q + u) / Q)` for `q < Q`, `u` uniform, 0 for the first; tracks repeat where fewer are masked.
+    Orders are uniform and evidence does not look at a track's place in them, so these are a fair sample of all.
     """
-    batch, passes = revealed_BxP.shape
-    row_keys_B = keys.row_keys(keys.stream(key, "tracks"), batch)
-    uniform_BxPxQ = jax.vmap(lambda row_key: jax.random.uniform(row_key, (passes, count)))(row_keys_B)
-    share_BxPxQ = (jnp.arange(count)[None, None] + uniform_BxPxQ.at[:, :, 0].set(0.0)) / count
     left_BxPx1 = (jnp.maximum(lengths_B, 1)[:, None] - revealed_BxP)[..., None]
-    # Rounding may reach 1.
-    further_BxPxQ = jnp.minimum((share_BxPxQ * left_BxPx1).astype(jnp.int32), left_BxPx1 - 1)
-    return revealed_BxP[..., None] + further_BxPxQ
+    return revealed_BxP[..., None] + jnp.arange(count)[None, None] % left_BxPx1
 
 
 def _divergence(law_BxQxV: jax.Array, student_BxQxV: jax.Array) -> jax.Array:

@@ -89,16 +89,17 @@ def _evidence_taught(config: HybridConfig, length: int, loss: LossConfig) -> flo
     """`P` passes of the trunk, and of the teacher where it is another; and `P (P - 1) / 2` pairs a row.
 
     A pair weighs `teacher_span` pieces of evidence (`6 C^2` kernels each) for `teacher_tracks` tracks (as many
-    again), `4 C` for each of both, and applies the head to these tracks three times: draft, target and teacher.
+    again), `4 C` for each of both, and applies the head to these tracks twice: draft and target. The teacher's head is
+    applied once a pass.
     """
     width, passes, tracks = config.width, loss.teacher_passes, loss.teacher_tracks
     trunk = passes * config.n_noncausal * (2 * config.block_kernels(config.hidden) + 4 * length * width)
     head = 2 * width * config.num_tokens * tracks
-    half = config.evidence_kernels  # 2 operations for each parameter of half of the kernels
-    learnt = half * (loss.teacher_span + tracks) + 4 * loss.teacher_span * tracks * width
+    of_half = config.evidence_kernels  # 2 operations for each parameter of half of the kernels
+    learnt = of_half * (loss.teacher_span + tracks) + 4 * loss.teacher_span * tracks * width
     pairs = passes * (passes - 1) / 2
     if loss.freeze_trunk:
-        # The head has no gradient by its weights.
-        return float(trunk + pairs * (3 * learnt + 2 * head + 2 * head) / length)
-    drift = passes * (3 * head + head) / length
-    return float(4 * trunk + pairs * (3 * learnt + 3 * 2 * head + head) / length + drift)
+        # The target's head has no gradient by its weights, and the draft's none at all.
+        return float(trunk + (pairs * (3 * learnt + 2 * head + head) + passes * head) / length)
+    # Drafts learn at the teacher's tracks of their own pass, and of a pair nothing.
+    return float(4 * trunk + (pairs * (3 * learnt + 3 * head + head) + passes * (3 * head + head)) / length)

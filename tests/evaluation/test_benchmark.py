@@ -146,6 +146,10 @@ def test_formulas_against_the_compiler(n_causal, causal_mlp_width, causal_form):
     fast, naive = HybridModel(params, config), NaiveModel(params, config)
     trunk, blocks = flops.trunk(config, batch, length), flops.blocks(config, batch, length)
     check(sampling.blocks_alone, fast, blocks, *args[:3])
+    if causal_form == "evidence":  # of which a total would not show a square more or less
+        assert trunk - blocks == batch * length * 2 * sum(
+            params["causal"][name].size for name in ("context_up", "query", "gate")
+        )
     check(draft, naive, blocks + flops.head(config, batch * length), *args)
     check(draft, fast, trunk + flops.head(config, batch * size), *args)
     for model, formula in (

@@ -116,6 +116,9 @@ def test_curves_of_one_sampler_are_compared_like_samplers():
     ratios = [gain.ratio.value for gain in found if gain.sampler == "plain temperature=0.5"]
     assert ratios == pytest.approx([2.0] * 5)
     assert found[0].baseline == "temperature=0.6 step=0" and "temperature=0.5 step=0" in found[0].between
+    assert protein_gains.gains(warm + rows[10:], "plain temperature=0.6") == protein_gains.gains(warm + rows[10:])
+    rounds = [{**row, "setting": f"verify_rounds={40 + n} {row['setting']}"} for n, row in enumerate(cool)]
+    assert set(protein_gains.curves_of(warm + rounds)) == {"plain temperature=0.6", "plain temperature=0.5"}
     with pytest.raises(ValueError, match=r"plain has several curves: compare with one of plain temperature=0\.6, "):
         protein_gains.gains(rows)
 

@@ -350,3 +350,12 @@ def test_phone_and_dark_in_a_browser(browser, tmp_path):
         assert colour() not in (colours if scheme == "light" else ())
         assert opened.complaints == []
     assert len(colours) == 2
+
+
+def test_settings_of_the_verifier_are_no_settings_of_plain_sampling():
+    described = {
+        sampler: visualize._described(Setting(sampler, "", SpeculativeConfig(CosineWindow(0.1), 2)))
+        for sampler in ("plain", "speculative")
+    }
+    assert set(described["plain"]) == {"window", "temperature", "top p", "order"}
+    assert "divergence stop" in described["speculative"]

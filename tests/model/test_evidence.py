@@ -125,6 +125,20 @@ def test_muon_takes_every_kernel():
     causal = muon_dimensions(random_params(CONFIG))["causal"]
     left = {name for name, axes in causal.items() if axes is None}
     assert left == {"weight_bias"} and causal["input_norm"] == {"scale": None}
+    for name in set(causal) - left - {"input_norm"}:
+        kernel = random_params(CONFIG)["causal"][name]
+        axes = causal[name]
+        # From the width, the first axis; to all others but the two parts of a piece, which are matrices of their own.
+        to = {axis % kernel.ndim for axis in axes.output_axis}
+        assert [axis % kernel.ndim for axis in axes.reduction_axis] == [0]
+        assert to == ({2} if name.endswith("_up") else set(range(1, kernel.ndim)))
+
+
+def test_causal_full_asks_what_the_trunk_saw():
+    params, (tokens, positions) = random_params(CONFIG), inputs()
+    h = apply("trunk")(params, tokens, positions)
+    with pytest.raises(ValueError, match="needs seen_BxD"):
+        apply("causal_full")(params, h, apply("token_free_input")(params, h), tokens, positions)
 
 
 @pytest.mark.parametrize(

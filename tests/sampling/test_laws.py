@@ -33,6 +33,8 @@ CONFIGS = {
     "nucleus": SpeculativeConfig(FullWindow(), 2, top_p=0.7, draft_temperature=0.8),
     "stopped": SpeculativeConfig(FullWindow(), 2, confidence_stop=0.8, draft_temperature=1.4),
     "diverged": SpeculativeConfig(FullWindow(), 3, divergence_stop=0.3, draft_temperature=1.4),
+    "diverged nucleus": SpeculativeConfig(FullWindow(), 3, divergence_stop=0.5, top_p=0.7, tie_first=True),
+    "diverged greedy": SpeculativeConfig(FullWindow(), 3, divergence_stop=0.5, temperature=0.0),
     "greedy": SpeculativeConfig(ConstantWindow(3), 1, temperature=0.0),
 }
 
@@ -82,7 +84,7 @@ def check_totals(result, num_generated):
     np.testing.assert_array_equal(np.asarray(result.revealed_in).max(axis=1), result.trunk_passes)
 
 
-@pytest.mark.parametrize("name", [name for name in CONFIGS if name != "diverged"])
+@pytest.mark.parametrize("name", [name for name, config in CONFIGS.items() if not config.divergence_stop])
 def test_recursion_equals_enumeration(name):
     """Each sequence's probability and NFE, along several orders: in particular they sum to one."""
     model, config = tabular_model(LENGTH), CONFIGS[name]
@@ -176,7 +178,7 @@ def test_budget(budget, order):
     model = tabular_model(LENGTH, seed=5)
     config = SpeculativeConfig(ConstantWindow(1), 2, budget_nfe=budget, order=order)
     if budget >= 3:
-        config = dataclasses.replace(config, window=LinearWindow(1, 3), verify_rounds=3)
+        config = dataclasses.replace(config, window=LinearWindow(1, 3), verify_rounds=3, divergence_stop=0.4)
     result = speculative.sample(model, jax.random.key(6), config, batch_size=NUM_SAMPLES, length=LENGTH)
     assert (np.asarray(result.nfe) <= budget + 1e-4).all()
     assert (np.asarray(result.tokens) < model.num_tokens).all()
@@ -296,10 +298,15 @@ def test_shared_noise_follows_its_law(name):
     assert chi_square(counts_of(result), SharedNoiseLaw(model, config, LENGTH).joint(), NUM_SAMPLES) > 1e-3
 
 
-@pytest.mark.parametrize(("budget", "order"), [(1.0, "random"), (2.25, "confidence"), (3.5, "random")])
-def test_shared_noise_under_a_budget(budget, order):
+@pytest.mark.parametrize(
+    ("budget", "order", "stop"),
+    [(1.0, "random", 0.0), (2.25, "confidence", 0.0), (3.5, "random", 0.0), (3.5, "spread", 0.4)],
+)
+def test_shared_noise_under_a_budget(budget, order, stop):
     model = tabular_model(LENGTH, seed=5)
-    config = SpeculativeConfig(LinearWindow(1, 3), 3, budget_nfe=budget, order=order, shared_noise=True)
+    config = SpeculativeConfig(
+        LinearWindow(1, 3), 3, budget_nfe=budget, order=order, shared_noise=True, divergence_stop=stop
+    )
     result = speculative.sample(model, jax.random.key(6), config, batch_size=NUM_SAMPLES, length=LENGTH)
     assert (np.asarray(result.nfe) <= budget + 1e-4).all()
     check_totals(result, LENGTH)

@@ -1,5 +1,7 @@
 """Every sampler by its name: draws, keeps its budget; settings from text, and one sentence for what is wrong."""
 
+import dataclasses
+
 import jax
 import numpy as np
 import pytest
@@ -41,6 +43,12 @@ def test_values_from_text():
     assert spaced == Spaced(inner=TopK(block=32), gap=4.0, block=32, budget_nfe=7.0)
     found = registry.make("speculative", registry.parse("speculative", "window=1..4,order=dilated,confidence_stop=.2"))
     assert (found.order, found.confidence_stop, found.window.last) == ("dilated", 0.2, 4.0)
+    every = {
+        "window": "3", "verify_rounds": 5, "budget_nfe": 9.5, "temperature": 0.5, "top_p": 0.6, "draft_temperature": 0.7,
+        "order": "spread", "tie_first": True, "confidence_stop": 0.1, "divergence_stop": 0.2, "shared_noise": True,
+    }  # fmt: skip
+    found = dataclasses.asdict(registry.make("speculative", every))
+    assert {**found, "window": "3"} == every and found["window"] == {"size": 3}
 
 
 @pytest.mark.parametrize(

@@ -41,9 +41,9 @@ class NaiveModel(HybridModel):
         """A window of the target logits of all tracks. Padding comes last, where no track before it looks."""
         h_BxDxC = context
         if self.config.n_causal:
-            u_BxDxC = self._apply(HybridTransformer.token_free_input, h_BxDxC)
+            u_BxDxK = self._apply(HybridTransformer.token_free_input, h_BxDxC)
             seen_BxD = jnp.arange(tokens_BxD.shape[1])[None] < start_B[:, None]
-            inputs = (h_BxDxC, u_BxDxC, tokens_BxD, positions_BxD)
+            inputs = (h_BxDxC, u_BxDxK, tokens_BxD, positions_BxD)
             h_BxDxC, _ = self._apply(HybridTransformer.causal_full, *inputs, None, True, seen_BxD)
         return _window(self._apply(HybridTransformer.head, h_BxDxC), start_B, size)
 
