@@ -175,6 +175,12 @@ class _Run:
             return
         network = self.programs.network.config
         params = loading.load_start(path, network, self.data.tokenizer, self.warnings.append)
+        if "causal" in params and ("token_up" in params["causal"]) != (network.causal_form == "evidence"):
+            self.warnings.append(
+                f"training.init_from {path} has a causal part of another model.causal_form: its trunk is taken, and "
+                "the causal part starts fresh"
+            )
+            params = states.trunk_of(params)
         self._other_params = params
         shapes = lambda tree: jax.tree.map(lambda x: x.shape, tree)
         if shapes(params) != shapes(self._other_abstract()):

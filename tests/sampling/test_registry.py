@@ -44,7 +44,8 @@ def test_values_from_text():
     found = registry.make("speculative", registry.parse("speculative", "window=1..4,order=dilated,confidence_stop=.2"))
     assert (found.order, found.confidence_stop, found.window.last) == ("dilated", 0.2, 4.0)
     every = {
-        "window": "3", "verify_rounds": 5, "budget_nfe": 9.5, "temperature": 0.5, "top_p": 0.6, "draft_temperature": 0.7,
+        "window": "3", "verify_rounds": 5, "budget_nfe": 9.5, "temperature": 0.5, "top_p": 0.6,
+        "draft_temperature": 0.7,
         "order": "spread", "tie_first": True, "confidence_stop": 0.1, "divergence_stop": 0.2, "shared_noise": True,
     }  # fmt: skip
     found = dataclasses.asdict(registry.make("speculative", every))

@@ -16,7 +16,7 @@ import pytest
 
 import ssmd_jax
 from ssmd_jax.sampling.interface import SpeculativeModel
-from ssmd_jax.training import checkpoint, loop, meter, programs, step, workdir
+from ssmd_jax.training import checkpoint, loading, loop, meter, programs, state, step, workdir
 from tests.training import tiny
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -266,6 +266,18 @@ def test_init_from_takes_the_weights_of_another_run(runs, tmp_path):
     old, new = saved(runs["a"], 8), saved(tmp_path, 1)
     name = next(name for name in new if name.startswith("['params']") and "head" in name)
     np.testing.assert_array_equal(new[name], old[name.replace("['params']", "['ema_params']")])
+
+
+def test_init_from_a_causal_part_of_another_form_takes_the_trunk(tmp_path, capsys):
+    """A release with evidence serves as the trunk of blocks, and the other way about."""
+    loop.train(tiny.config_dict(training__num_steps=2), tmp_path / "blocks", tiny.data())
+    fields = {"training__init_from": str(tmp_path / "blocks"), "loss__freeze_trunk": True, "training__num_steps": 1}
+    loop.train(tiny.config_dict(model__causal_form="evidence", **fields), tmp_path / "evidence", tiny.data())
+    assert "its trunk is taken, and the causal part starts fresh" in capsys.readouterr().err
+    start, _, _ = loading.load_params(tmp_path / "blocks")
+    found, _, _ = loading.load_params(tmp_path / "evidence")
+    assert set(start["causal"]) != set(found["causal"])
+    jax.tree.map(np.testing.assert_array_equal, state.trunk_of(found), state.trunk_of(start))
 
 
 def send(number, to=None):

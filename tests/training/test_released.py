@@ -1,6 +1,7 @@
 """The model that comes with the package, and the settings it is drawn with."""
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
@@ -31,17 +32,31 @@ def test_it_is_whole_and_small(released):
     assert "/" not in "".join(filter(None, (config.data.train, config.data.valid, config.data.test)))
 
 
-def test_the_trunk_for_proteins_is_whole_small_and_knows_a_family():
+def test_the_network_for_proteins_is_whole_small_and_knows_a_family():
     """Letters of histone H4, one at a time with all others given, are far easier than the alphabet's 20."""
-    folder = loading.released().parent / "proteins_trunk"
+    folder = loading.released().parent / "proteins"
     assert (folder / "README.md").read_text().startswith("# ")
     assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < MOST_BYTES
     model, tokenizer, config = ssmd_jax.load(folder)
-    assert tokenizer.kind == "esm2" and config.length == 512 and model.config.n_causal == 0
-    assert sum(x.size for x in jax.tree.leaves(model.params)) == 21_455_649
+    assert tokenizer.kind == "esm2" and config.length == 512
+    assert (model.config.n_causal, model.config.causal_form, config.sampling.order) == (1, "evidence", "spread")
+    assert sum(x.size for x in jax.tree.leaves(model.params)) == 21_455_649 + 1_769_862
     assert "/" not in "".join(filter(None, (config.data.train, config.data.valid, config.data.test)))
     protein = "MSGRGKGGKGLGKGGAKRHRKVLRDNIQGITKPAIRRLARRGGVKRISGLIYEETRGVLKVFLENVIRDAVTYTEHAKRKTVTAMDVVYALKRQGRTLYGFGG"
     assert pseudo_nll(model, tokenizer, [protein], batch_size=8)[0] < 1.0 < np.log(20)
+    # Told of the letters between, evidence of few letters comes nearer to what the trunk says of the rest.
+    tokens_D, order_D = tokenizer.encode(protein), np.random.default_rng(0).permutation(len(protein)).astype(np.int32)
+    tokens_2xD, order_2xD = np.tile(tokens_D[order_D], (2, 1)), np.tile(order_D, (2, 1))
+    start_2, lengths_2, size = np.array([24, 40], np.int32), np.full(2, len(protein), np.int32), 17
+    context = model.trunk(tokens_2xD, order_2xD, start_2, lengths_2)
+    law = lambda logits_2xSxV: jax.nn.log_softmax(logits_2xSxV[..., 4:24] / 0.6)
+    draft, target = (
+        law(model.draft_logits(context, start_2, size)),
+        law(model.target_logits(context, tokens_2xD, order_2xD, start_2, size)),
+    )
+    taught = draft[1, 0]
+    divergence = lambda student: float(jnp.sum(jnp.exp(taught) * (taught - student)))
+    assert divergence(target[0, 16]) < divergence(draft[0, 16])
 
 
 def test_it_predicts_letters(released):
