@@ -182,7 +182,7 @@ def get_config() -> ConfigDict:
     config.sampling.temperature = 1.0
     config.sampling.top_p = 1.0
     config.sampling.draft_temperature = 1.0
-    # "random", "left_to_right", "confidence" or "entropy".
+    # "random", "left_to_right", "dilated", "spread", "confidence" or "entropy".
     config.sampling.order = "random"
     # The first track of each pass takes the draft as its target.
     config.sampling.tie_first = False

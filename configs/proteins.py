@@ -60,8 +60,6 @@ def get_config(which: str = "trunk") -> ConfigDict:
     config.training.eval_batches = 24
     config.training.eval_every = 2_000
     config.training.checkpoint_every = 2_000
-    # What a pass misses of proteins is mostly between neighbours: more Pfam hits at any number of passes (README).
-    config.sampling.order = "spread"
     if stage == "trunk":
         config.model.n_causal = 0
         config.loss.target_weight = 0.0
@@ -77,6 +75,8 @@ def get_config(which: str = "trunk") -> ConfigDict:
         config.model.causal_form = "evidence"
         config.loss.teacher_passes = 4
         config.loss.temperature = config.sampling.temperature = 0.6
+        # More Pfam hits at any number of passes than a random order has (README).
+        config.sampling.order = "spread"
         config.sampling.shared_noise, config.sampling.verify_rounds = True, 40
         config.optimizer.learning_rate = 5e-4
         config.optimizer.b2 = 0.99

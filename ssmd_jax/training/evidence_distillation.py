@@ -1,4 +1,4 @@
-"""Evidence taught by a trunk (METHOD.md section 4, "Taught by the trunk").
+"""Evidence taught by a trunk (METHOD.md section 4, "Evidence, taught").
 
 A pass of the trunk with `m` revealed tracks says, whole, how EVERY masked track is distributed given these. Evidence of
 an earlier pass, told of the tokens between the two, is to say the same of every one of them: two passes teach it at all

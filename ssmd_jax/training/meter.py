@@ -128,7 +128,7 @@ class Meter:
         if self._values:
             means = {name: float(np.mean([values[name] for values in self._values])) for name in self._values[0]}
             means["learning_rate"] = float(self._values[-1]["learning_rate"])
-            unit = "bits from the next track" if self._config.loss.teacher_passes else "bits per token"
+            unit = "bits from the teacher" if self._config.loss.teacher_passes else "bits per token"
             notes.append(
                 f"draft {means['draft_loss'] / math.log(2):.3f}, target {means['target_loss'] / math.log(2):.3f} "
                 f"{unit}, gradient {means['grad_norm']:.2f}"
