@@ -263,7 +263,7 @@ def gains_table(found: Mapping[str, Sequence[ProteinGain]], baseline: str = BASE
 
 
 def gains_figure(rows: Sequence[Mapping[str, Any]], natural: Mapping[str, Any]) -> "Figure":
-    """Every quality against NFE, with two standard errors; a dotted line is what natural proteins have.
+    """Every quality against NFE, with two standard errors; a dotted line, or the title, is what natural proteins have.
 
     Args:
         rows, natural: from `read_rows`.
@@ -290,10 +290,18 @@ def gains_figure(rows: Sequence[Mapping[str, Any]], natural: Mapping[str, Any]) 
             if line:
                 axes.errorbar(*zip(*line, strict=True), label=curve, **plot.style(curve, number))
         if _has(natural, name):
-            axes.axhline(natural[name]["value"], color="black", linestyle=":", linewidth=1, label="natural")
+            low, high = axes.get_ylim()
+            value = natural[name]["value"]
+            if low - (high - low) < value < high + (high - low):
+                axes.axhline(value, color="black", linestyle=":", linewidth=1, label="natural")
+            else:  # a line so far off would press the curves together
+                axes.set_title(f"natural {value:.3g}", fontsize="small")
         plot.scale_cost(axes, "NFE a protein")
         axes.set_ylabel(QUALITIES[name])
-    figure.axes[0].legend(fontsize="small")
+    labels = {
+        label: handle for axes in figure.axes for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(labels.values(), labels, loc="outside lower center", ncols=2, fontsize="small")
     return figure
 
 

@@ -231,7 +231,10 @@ def test_the_picture_shows_every_quality(files):
     figure = protein_gains.gains_figure(ROWS, NATURAL)
     hits, perplexity = figure.axes
     assert hits.get_ylabel() == "share with a Pfam hit" and perplexity.get_ylabel() == "pseudo-perplexity"
-    assert [text.get_text() for text in hits.get_legend().get_texts()] == ["natural", *NFE]
+    assert sorted(text.get_text() for text in figure.legends[0].get_texts()) == sorted(["natural", *NFE])
+    far = {"pfam": {"value": 9.0, "standard_error": 0.1}}
+    titles = [axes.get_title() for axes in protein_gains.gains_figure(ROWS, far).axes]
+    assert titles == ["natural 9", ""]
     plain = hits.containers[0].lines[0].get_xydata()
     np.testing.assert_allclose(plain, [(nfe, 0.1 * math.log(nfe)) for nfe in NFE["plain"]])
     assert not any(line.get_label() == "natural" for line in perplexity.lines)
