@@ -266,10 +266,6 @@ class SpeculativeNetwork(nn.Module):
         )
         return self.target_hidden(h_BxQxC, output_BxQxC)
 
-    def draft_hidden(self, masked_tokens_BxD, positions_BxD, lengths_B=None) -> jax.Array:
-        """What the head's product reads of the draft, `[B, D, K]`; asks for no parameter of the causal part."""
-        return self.readout(self.trunk(masked_tokens_BxD, positions_BxD, lengths_B))
-
     def hidden_pair(
         self,
         masked_tokens_BxD,

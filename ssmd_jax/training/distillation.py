@@ -90,7 +90,10 @@ def teacher_loss(
         taught_BxSxTxV = jax.lax.stop_gradient(draft_BxSxTxV)
     else:
         taught_BxSxTxV = log_probs_BxSxTxV(
-            masked_pass.draft_hidden(teacher_params, *rows), network.head_of(teacher_params)
+            network.apply(
+                {"params": teacher_params}, masked_pass.trunk_hidden(teacher_params, *rows), method="readout"
+            ),
+            network.head_of(teacher_params),
         )
     next_BxTxV = jnp.einsum("BTTV->BTV", taught_BxSxTxV)
     distance_BxSxT = revealed_BxP[:, None, :] - revealed_BxP[:, :, None]
@@ -102,10 +105,7 @@ def teacher_loss(
         """Over each row's pairs at distances `least <= d < below`; rows weigh as many tokens as they have."""
         # Passes that went round a row's end are further apart than any window.
         counted_BxSxT = (distance_BxSxT >= least) & (distance_BxSxT < min(below, loss_config.teacher_span))
-        count_B = jnp.sum(counted_BxSxT, axis=(1, 2))
-        mean_B = jnp.sum(jnp.where(counted_BxSxT, divergence_BxSxT, 0.0), axis=(1, 2)) / jnp.maximum(count_B, 1)
-        weight_B = all_lengths_B * (count_B > 0)
-        return jnp.sum(weight_B * mean_B) / jnp.maximum(jnp.sum(weight_B), 1)
+        return mean_over_pairs(divergence_BxSxT, counted_BxSxT, all_lengths_B)
 
     of_draft_BxSxT, of_target_BxSxT = (divergence(next_BxTxV[:, None], x) for x in (draft_BxSxTxV, target_BxSxTxV))
     terms = {
@@ -120,6 +120,15 @@ def teacher_loss(
         terms["drift"] = mean(divergence(taught_BxSxTxV, draft_BxSxTxV), 0)
         total += loss_config.draft_weight * terms["drift"]
     return total, terms
+
+
+def mean_over_pairs(divergence_Bxpairs: jax.Array, counted_Bxpairs: jax.Array, lengths_B: jax.Array) -> jax.Array:
+    """The mean over each row's counted pairs; rows that have any weigh as many tokens as they have. 0 without any."""
+    axes = tuple(range(1, divergence_Bxpairs.ndim))
+    count_B = jnp.sum(counted_Bxpairs, axis=axes)
+    mean_B = jnp.sum(jnp.where(counted_Bxpairs, divergence_Bxpairs, 0.0), axis=axes) / jnp.maximum(count_B, 1)
+    weight_B = lengths_B * (count_B > 0)
+    return jnp.sum(weight_B * mean_B) / jnp.maximum(jnp.sum(weight_B), 1)
 
 
 def check_teacher(config: LossConfig, teacher_params: Any) -> None:

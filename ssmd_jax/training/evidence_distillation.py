@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from ssmd_jax.diffusion.loss import LossConfig
 from ssmd_jax.model.causal import SpeculativeNetwork
 from ssmd_jax.training import keys, masked_pass
-from ssmd_jax.training.distillation import NEAR, check_teacher, revealed_of_passes
+from ssmd_jax.training.distillation import NEAR, check_teacher, mean_over_pairs, revealed_of_passes
 
 
 def teacher_loss(
@@ -104,10 +104,7 @@ def teacher_loss(
     def mean(divergence_JxB, below: int = loss_config.teacher_span):
         """Over each row's pairs at distances `1 <= d < below`; rows weigh as many tokens as they have."""
         counted_JxB = (distance_JxB >= 1) & (distance_JxB < min(below, loss_config.teacher_span))
-        count_B = jnp.sum(counted_JxB, axis=0)
-        mean_B = jnp.sum(jnp.where(counted_JxB, divergence_JxB, 0.0), axis=0) / jnp.maximum(count_B, 1)
-        weight_B = all_lengths_B * (count_B > 0)
-        return jnp.sum(weight_B * mean_B) / jnp.maximum(jnp.sum(weight_B), 1)
+        return mean_over_pairs(divergence_JxB.T, counted_JxB.T, all_lengths_B)
 
     terms = {
         "draft_loss": mean(of_draft_JxB),
@@ -122,8 +119,7 @@ def teacher_loss(
             return None, _divergence(taught_PxBxQxV[p], laws_of_pass(params, h_BxPxDxC, p))
 
         _, drift_PxB = jax.lax.scan(jax.checkpoint(drift), None, passes_P)
-        of_rows = jnp.sum(all_lengths_B * jnp.mean(drift_PxB, axis=0))
-        terms["drift"] = of_rows / jnp.maximum(jnp.sum(all_lengths_B), 1)
+        terms["drift"] = mean_over_pairs(drift_PxB.T, jnp.ones_like(drift_PxB.T, bool), all_lengths_B)
         total += loss_config.draft_weight * terms["drift"]
     return total, terms
 

@@ -73,19 +73,6 @@ def trunk_hidden(
     )
 
 
-def draft_hidden(
-    params,
-    network: SpeculativeNetwork,
-    true_BxD: jax.Array,
-    order_BxD: jax.Array,
-    num_revealed_B: jax.Array,
-    lengths_B: jax.Array | None,
-) -> jax.Array:
-    """Vectors of the draft alone, `[B, D, K]`, without dropout; `params` may lack the causal part's."""
-    masked_BxD = masking.mask_suffix(true_BxD, num_revealed_B, network.config.num_tokens)
-    return network.apply({"params": params}, masked_BxD, order_BxD, lengths_B, method="draft_hidden")
-
-
 def weighted_nll(
     params,
     network: SpeculativeNetwork,
